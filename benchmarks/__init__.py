@@ -1,0 +1,1 @@
+"""Benchmarks: ratios inside one run, medians of several; see README.md."""

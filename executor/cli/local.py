@@ -1,0 +1,268 @@
+"""`executor run`: one attempt without NATS, for `run`, `build` and `doctor`.
+
+Pipeline, jail, policy and settlement are those of `serve`; only the ports differ. Here they are
+plain objects in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from executor.config import Config
+from executor.core import envelope, manifest, signature, subjects
+from executor.core.envelope import Record
+from executor.core.policy import Ceiling, Grant, Policy, Publisher, Tenant
+from executor.core.seal import ExecutorKey, Opener
+from executor.core.signature import SecretKey
+from executor.errors import ExecutorError
+from executor.model import (
+    Answer,
+    Delivery,
+    Digest,
+    Failure,
+    Finished,
+    KvScope,
+    Outgoing,
+    Release,
+    Stored,
+    StoredMessage,
+    TaskId,
+    TaskRequest,
+)
+from executor.supervisor.service import Ports, assemble
+from executor.telemetry import AttemptFacts, Telemetry
+
+TENANT: Final = "local"
+_ALLOW: Final = re.compile(r"(log|clock|random|kv)(?:=([-/_=\w]*)(:read|:write)?)?\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What to run and what it may do."""
+
+    module: bytes
+    input: bytes
+    content_type: str = ""
+    allow: tuple[str, ...] = ("log",)
+    kv: Mapping[str, bytes] | None = None
+    lowered: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """How it went: the record that `serve` would have published, and what the bucket holds."""
+
+    record: Record
+    digest: str
+    task: str
+    version: str
+    kv: dict[str, bytes]
+    logs: tuple[tuple[int, str], ...] = ()  # level and text, of a result too
+    transient: bool = False  # the guest asked for another attempt
+
+
+class _Listener(Telemetry):
+    """Keeps what a record leaves out: all log lines, and the guest's word on another attempt."""
+
+    finished: Finished | None = None
+
+    def attempt(self, request: TaskRequest, finished: Finished, facts: AttemptFacts) -> None:
+        """One attempt ended; its caller shows the lines, so nothing is logged here."""
+        del request, facts
+        self.finished = finished
+
+    def logs(self) -> tuple[tuple[int, str], ...]:
+        lines = self.finished.logs if self.finished else ()
+        return tuple((line.level, line.text) for line in lines)
+
+    def transient(self) -> bool:
+        outcome = self.finished.outcome if self.finished else None
+        return isinstance(outcome, Failure) and outcome.transient
+
+
+def parse_allow(allow: Sequence[str], *, with_kv: bool) -> Grant:
+    """`--allow` as the grant it stands for: `log`, `clock`, `random`, `kv[=PREFIX[:read]]`.
+
+    Errors  `config.invalid`.
+    """
+    names, scope = set(), KvScope("", write=True) if with_kv else None
+    for text in allow:
+        match = _ALLOW.match(text)
+        if match is None or (match[2] is not None and match[1] != "kv"):
+            raise ExecutorError(
+                "config.invalid", f"`--allow {text}` is no capability",
+                hint="use log, clock, random or kv[=PREFIX[:read]]",
+            )  # fmt: skip
+        names.add(match[1])
+        if match[1] == "kv":
+            scope = KvScope(match[2] or "", write=match[3] != ":read")
+    if scope is not None:
+        names.add("kv")
+    return Grant(TENANT, "*", "allowed on the command line", capabilities=frozenset(names),
+                 kv=scope)  # fmt: skip
+
+
+class _Trust:
+    """Trusts the one key that this run made, for the one module it was given."""
+
+    def __init__(self, policy: Policy, key: SecretKey, environment: str) -> None:
+        self._policy = policy
+        self._publisher = Publisher("local", key.public, (f"{TENANT}/*",))
+        entry = ExecutorKey("local", key.public)
+        self._opener = Opener(environment, {key.public.key_id.hex(): entry})
+
+    def publishers(self, tenant: str, task: str) -> Sequence[Publisher]:
+        del tenant, task
+        return [self._publisher]
+
+    def policy(self) -> Policy:
+        return self._policy
+
+    def opener(self) -> Opener:
+        return self._opener
+
+    def is_revoked(self, *names: str) -> bool:
+        del names
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class _Modules:
+    module: bytes
+    live: Release
+
+    def release(self, tenant: str, task: str) -> Release | None:
+        return self.live if (tenant, task) == (self.live.tenant, self.live.task) else None
+
+    def releases(self) -> Sequence[Release]:
+        return [self.live]
+
+    async def get(self, digest: Digest, max_bytes: int) -> bytes | None:
+        del digest, max_bytes
+        return self.module
+
+
+class _Bucket(dict[str, bytes]):
+    """A tenant's bucket in memory; `dict.get` is the guest's get but for the await."""
+
+    def kv(self, tenant: str) -> _Kv:
+        del tenant
+        return _Kv(self)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kv:
+    bucket: _Bucket
+
+    async def get(self, key: str) -> bytes | None:
+        return self.bucket.get(key)
+
+    async def put(self, key: str, value: bytes) -> None:
+        self.bucket[key] = value
+
+    async def delete(self, key: str) -> None:
+        self.bucket.pop(key, None)
+
+
+class _Wire:
+    """Outbox, records and intake of one delivery: what is published is the answer."""
+
+    def __init__(self) -> None:
+        self.published: asyncio.Future[Outgoing] = asyncio.get_running_loop().create_future()
+        self.settled = asyncio.Event()
+
+    def publish(
+        self, outgoing: Outgoing, on_answer: Callable[[Answer], None], deadline_s: float
+    ) -> None:
+        del deadline_s
+        if not self.published.done():
+            self.published.set_result(outgoing)
+        on_answer(Stored(1))
+
+    def ack(self, lease: str) -> None:
+        del lease
+
+    def nak(self, lease: str, delay_ms: int = 0) -> None:
+        del lease, delay_ms
+
+    def progress(self, lease: str) -> None:
+        del lease
+
+    async def read(self, tenant: str, task: str, task_id: str) -> Sequence[StoredMessage]:
+        del tenant, task, task_id
+        return []
+
+    def completed(self, tenant: str) -> None:
+        del tenant
+        self.settled.set()
+
+
+def _own_signature(module: bytes, key: SecretKey) -> tuple[bytes, manifest.Manifest]:
+    """The module signed by this run's key, over whatever signatures it has, and its manifest.
+
+    The file on this command line is the user's own choice; everything else about it is checked
+    as for any other module.
+    """
+    signed = signature.sign_module(module, key)
+    return signed, manifest.read(signed)
+
+
+async def run(config: Config, order: Order, telemetry: Telemetry) -> Ran:
+    """Run a module once. Errors  whatever refuses it before it could run."""
+    listener = _Listener(telemetry.log)
+    key = SecretKey.generate()
+    module, described = _own_signature(order.module, key)
+    grant = parse_allow(order.allow, with_kv=order.kv is not None)
+    for name, value in order.lowered:
+        most = getattr(config.policy.limits, name)
+        if value > most:
+            raise ExecutorError(
+                "policy.limit-too-high", f"{name} {value}, the host allows {most}",
+                hint=f"ask for less, or raise it under [limits] in {config.folder}/executor.toml",
+            )  # fmt: skip
+    everything = Ceiling(frozenset({"log", "clock", "random", "kv"}))
+    policy = Policy(
+        limits=config.policy.limits.lowered(dict(order.lowered)),
+        tenants=(Tenant(TENANT, everything),), grants=(grant,), attempts_max=1,
+    )  # fmt: skip
+    environment = config.text("host.environment")
+    trust = _Trust(policy, key, environment)
+    release = Release(TENANT, described.task, signature.digest(module), described.version)
+    wire, bucket = _Wire(), _Bucket(order.kv or {})
+    quick = config.with_values(delivery__attempts_max=1, sandbox__count=1)
+    ports = Ports(trust, _Modules(module, release), bucket, wire, wire, wire)
+    pipeline = assemble(quick, ports, key=key, telemetry=listener)
+    # One life: a task that may come back later would wait for nobody here.
+    pipeline.rules = replace(pipeline.rules, attempts_max=1)
+    request = TaskRequest(
+        TENANT, described.task, TaskId("run"), order.input, order.content_type, fresh=True,
+        attempts_max=1,
+    )  # fmt: skip
+    try:
+        pipeline.receive(Delivery(
+            data=envelope.encode_task(request, environment),
+            subject=subjects.task(TENANT, described.task), tenant=TENANT, headers={},
+            sequence=1, delivered=1, stored_at=pipeline.now_ms(), lease="",
+        ))  # fmt: skip
+        outgoing = await wire.published
+    finally:
+        await pipeline.stop()
+    record = _record(outgoing, trust.opener(), pipeline.now_ms(), listener.finished)
+    return Ran(record, signature.digest(order.module), described.task, described.version,
+               dict(bucket), listener.logs(), listener.transient())  # fmt: skip
+
+
+def _record(
+    outgoing: Outgoing, opener: Opener, now_ms: int, finished: Finished | None
+) -> Record:  # fmt: skip
+    if outgoing.schedule_at_ms:
+        # A systemic failure or a dead sandbox: `serve` would try again later, there is no later.
+        if finished is None or not isinstance(finished.outcome, Failure):
+            raise RuntimeError("put off without a failure")
+        why = finished.outcome
+        raise ExecutorError(why.code, why.message, hint=why.hint, **dict(why.facts))
+    return opener.record(outgoing.subject, outgoing.body, stored_at=now_ms)

@@ -1,0 +1,365 @@
+"""Verbs that operate: publish, serve, submit, result."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import socket
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from executor import config as configs
+from executor.cli import output
+from executor.cli.base import (
+    Verb,
+    pick_tenant,
+    read_file,
+    read_input,
+    run_async,
+    split_task,
+    state,
+    with_input,
+)
+from executor.cli.modules import examine, wanted
+from executor.cli.serving import Host, queue, settings, stream_options
+from executor.cli.serving import serve as serve_host
+from executor.client import Client, TaskOutcome
+from executor.config import Config
+from executor.core import policy, release, signature, subjects
+from executor.errors import ExecutorError
+from executor.model import Release
+from executor.supervisor.registry import verify
+from executor.telemetry import Log, Telemetry
+from executor.transport import streams
+from executor.transport.connection import Connection
+from executor.transport.control import Control
+from executor.transport.objects import Objects
+from executor.transport.server import PrivateServer
+from executor.trust.file import FileTrust
+
+_DURATION: Final = re.compile(r"(\d{1,12}(?:\.\d{1,3})?)(ms|s|m|h|d)\Z", re.ASCII)
+_UNITS: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_LONGEST_MS: Final = 3_650 * _UNITS["d"]  # as long as outcomes can be kept
+_INT_MAX: Final = 2**53 - 1  # what an envelope can say
+
+
+def duration_ms(text: str) -> int:
+    """`500ms`, `2s`, `5m`, `1h`, `3d` in ms, at most ten years. Raises `click.BadParameter`."""
+    match = _DURATION.match(text)
+    if match is None:
+        raise click.BadParameter(f"`{text}` is no duration: write 500ms, 2s, 5m, 1h or 3d.")
+    ms = int(float(match[1]) * _UNITS[match[2]])
+    if ms > _LONGEST_MS:
+        raise click.BadParameter(f"`{text}` is longer than ten years.")
+    return ms
+
+
+async def publish_module(config: Config, data: bytes, tenant: str) -> tuple[Release, list[str]]:
+    """Verify, compile, store by digest, release. Returns the release and what is not granted yet.
+
+    Errors  `module.*`, `policy.task-unknown` for an unknown tenant, `transport.*`.
+    """
+    party = config.policy.tenant(tenant)
+    if party is None:
+        known = ", ".join(t.name for t in config.policy.tenants) or "none"
+        raise ExecutorError("policy.task-unknown", f"no tenant `{tenant}`", hint=f"known: {known}")
+    described, product = await examine(config, data)
+    digest = signature.digest(data)
+    live = Release(tenant, described.task, digest, described.version)
+    trust = FileTrust(config)
+    _, signers = verify(data, live, trust)
+    if trust.is_revoked(digest):
+        raise ExecutorError("module.signer-revoked", f"`{digest}`")
+    missing: list[str] = []
+    try:
+        policy.authorise(
+            config.policy, tenant=tenant, task=described.task, manifest=described,
+            imports=product.imports, signers=signers,
+        )  # fmt: skip
+    except ExecutorError as error:
+        if error.code != "policy.capability-denied":
+            raise
+        # The refusal names functions: only their capabilities are not granted.
+        missing = [
+            policy.grant_line(capability, functions)
+            for capability, functions in sorted(wanted(product).items())
+            if any(f"`{function}`" in error.detail for function in functions)
+        ]
+    connection = await Connection.open(
+        settings(config, "executor-publish"), lambda _name, _facts: None
+    )
+    try:
+        await store(connection, config, live, data)
+    finally:
+        await connection.close()
+    return live, missing
+
+
+async def store(connection: Connection, config: Config, live: Release, data: bytes) -> None:
+    """Put the bytes under the release's digest and point the task's name at it."""
+    await Objects(connection).put(live.digest, data)
+    await Control(connection).put(
+        subjects.release_key(live.tenant, live.task),
+        release.encode(live, config.text("host.environment")),
+    )
+
+
+@click.command("publish", cls=Verb)
+@click.argument("module", type=click.Path(path_type=Path))
+@click.option("--tenant", help="Whose task it is.")
+def publish(module: Path, tenant: str | None) -> None:
+    """Verify MODULE and make it the live release of its task.
+
+    Its bytes are stored by digest; tasks take it up at once.
+
+    Example: executor publish hello.wasm --tenant acme
+    """
+    config, data = state().config(required=True), read_file(module)
+    of_tenant = pick_tenant(config, tenant)
+    live, missing = run_async(publish_module(config, data, of_tenant), "the compiler and NATS")
+    out = state().out
+    out.data(
+        {"schema": "executor.release/1", "tenant": live.tenant, "task": live.task,
+         "version": live.version, "digest": live.digest, "missing_grants": missing},
+        f"{live.tenant}/{live.task} {live.version} is live\n{live.digest}",
+    )  # fmt: skip
+    if missing:
+        out.warn(f"its tasks will be denied until [[grant]] allows: {'; '.join(missing)}")
+
+
+@click.command("serve", cls=Verb)
+@click.option(
+    "--embedded",
+    is_flag=True,
+    help="Start a nats-server beside, on the port of nats.url, data in ./nats-data.",
+)
+@click.option("--ready-file", type=click.Path(path_type=Path), help="Made when it is ready.")
+def serve(embedded: bool, ready_file: Path | None) -> None:  # noqa: FBT001
+    """Take tasks from NATS, run them in sandboxes, publish outcomes.
+
+    The first SIGTERM or ctrl-C drains, the second stops now; SIGHUP reloads executor.toml.
+
+    Example: executor serve --embedded
+    """
+    config = state().config(required=True)
+    log = Log(quiet=state().out.quiet)
+    run_async(_serve(config, log, embedded=embedded, ready_file=ready_file))
+
+
+async def _serve(config: Config, log: Log, *, embedded: bool, ready_file: Path | None) -> None:
+    telemetry = Telemetry.from_environment(log, name="executor")
+    path = config.folder / configs.FILE if state().config_path is None else state().config_path
+    host = Host(config, telemetry)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.callback(telemetry.close)
+        if embedded:
+            host = await _embed(stack, config, telemetry)
+
+        def ready() -> None:
+            if ready_file is not None:
+                ready_file.write_text(f"{os.getpid()}\n", encoding="ascii")
+                stack.callback(ready_file.unlink, missing_ok=True)
+
+        await serve_host(host, lambda: configs.load(path, required=True), ready=ready)
+
+
+async def _embed(stack: contextlib.AsyncExitStack, config: Config, telemetry: Telemetry) -> Host:
+    port = config.text("nats.url").rpartition(":")[2]
+    if not port.isdigit():
+        raise ExecutorError("config.invalid", "`nats.url` names no port for --embedded")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", int(port)))
+        except OSError:
+            # Before the store is opened: two servers must never share its files.
+            raise ExecutorError(
+                "config.invalid", f"something already listens on 127.0.0.1:{port}",
+                hint="another `serve --embedded` runs there: stop it, or serve without --embedded",
+            ) from None  # fmt: skip
+    folder = config.folder / "nats-data"
+    folder.mkdir(exist_ok=True)
+    server = await stack.enter_async_context(PrivateServer(folder, port=int(port)))
+    local = config.with_values(nats__url=server.url)
+    connection = await Connection.open(settings(local, "executor-apply"), lambda _n, _f: None)
+    try:
+        queues = [queue(tenant) for tenant in local.policy.tenants]
+        await streams.apply(connection, queues, stream_options(local))
+    finally:
+        await connection.close()
+    return Host(local, telemetry)
+
+
+def outcome_fields(outcome: TaskOutcome) -> dict[str, Any]:
+    """A terminal record for `--json`."""
+    record = outcome.record
+    fields: dict[str, Any] = {
+        "schema": "executor.outcome/1", "id": outcome.id, "tenant": outcome.tenant,
+        "task": outcome.task, "sequence": outcome.sequence,
+        "stored_at": output.timestamp(outcome.stored_at),
+        "outcome": "result" if outcome.ok else "dead", "code": record.code or None,
+        "attempt": record.attempt, "attempts_max": record.attempts_max,
+        "version": record.version, "trace": record.trace or None,
+        "submitted_at": output.timestamp(record.submitted_at),
+        "finished_at": output.timestamp(record.finished_at),
+        "history": [
+            {"attempt": p.attempt, "code": p.code, "at": output.timestamp(p.at)}
+            for p in record.history
+        ],
+        "receipt": {
+            name: getattr(record.receipt, name) for name in record.receipt.__dataclass_fields__
+        },
+    }  # fmt: skip
+    if outcome.ok:
+        return (
+            fields
+            | output.content(record.output, record.content_type)
+            | {"degraded": record.degraded}
+        )
+    fields |= {"message": output.failure_text(record.code, record.message), "hint": record.hint,
+               "facts": dict(record.facts), "logs": output.log_fields(record.logs),
+               "discarded_at": record.discarded_at or None}  # fmt: skip
+    if record.origin is not None:
+        fields["original"] = {
+            "subject": record.origin.subject, "size": record.origin.size,
+            "whole": record.origin.whole, "sha256": record.origin.sha256 or None,
+            "headers": dict(record.origin.headers),
+        }  # fmt: skip
+    return fields
+
+
+def show_outcome(outcome: TaskOutcome) -> None:
+    """Print a result's bytes, or fail as the dead letter says."""
+    out = state().out
+    record = outcome.record
+    if out.as_json:
+        out.data(outcome_fields(outcome), "")
+        if not outcome.ok:
+            raise SystemExit(ExecutorError(record.code).row.exit)
+        return
+    if not outcome.ok:
+        facts: dict[str, Any] = {"task": f"{outcome.tenant}/{outcome.task} {outcome.id}"}
+        facts |= {name: value for name, value in record.facts if name not in facts}
+        raise ExecutorError(record.code, record.message, hint=record.hint, **facts)
+    value = output.content(record.output, record.content_type)["output"]
+    kind = record.content_type.partition(";")[0]
+    if kind == "application/msgpack" and value is not None:
+        import json  # only here
+
+        click.echo(json.dumps(value, ensure_ascii=False))
+    else:
+        out.raw(record.output)
+    out.say(
+        f"ok  {outcome.task}  attempt {record.attempt} of {record.attempts_max}  "
+        f"{output.used(record.receipt)}"
+    )
+
+
+@click.command("submit", cls=Verb)
+@click.argument("task")
+@with_input
+@click.option("--tenant", help="Whose task it is; or write TENANT/TASK.")
+@click.option("--id", "task_id", help="Your own id: the same id is the same task.")
+@click.option("--key", help="An idempotency key: the same key is the same task.")
+@click.option("--wait", is_flag=True, help="Wait for the outcome and print it.")
+@click.option(
+    "--timeout",
+    type=duration_ms,
+    metavar="TIME",
+    default="30s",
+    show_default=True,
+    help="How long --wait waits.",
+)
+@click.option(
+    "--expires", type=duration_ms, metavar="TIME", help="Must start within 500ms, 2s, 5m, 1h, 3d."
+)
+@click.option("--delay", type=duration_ms, metavar="TIME", help="Must not start before then.")
+@click.option("--attempts", type=click.IntRange(1, 16), default=None, help="At most as many.")
+@click.option("--deadline-ms", type=click.IntRange(1, _INT_MAX), help="Lower the deadline.")
+@click.option("--fuel", type=click.IntRange(1, _INT_MAX), help="Lower the fuel.")
+def submit(task: str, text: str | None, kind: str, tenant: str | None, task_id: str | None,
+           key: str | None, wait: bool, timeout: int, expires: int | None,  # noqa: FBT001
+           delay: int | None,
+           attempts: int | None, deadline_ms: int | None, fuel: int | None) -> None:  # fmt: skip
+    """Ask for TASK; print its id, or with --wait its outcome.
+
+    Example: executor submit wordcount -i "one two" --wait
+    """
+    if task_id is not None and key is not None:
+        raise click.UsageError("Use --id or --key, not both.")
+    if task_id is not None and not subjects.is_id(task_id):
+        raise click.UsageError("An id is of [A-Za-z0-9_-]{1,64} and does not begin with `_`.")
+    config = state().config()
+    of_tenant, name = split_task(task, config, tenant)
+    data, content_type = read_input(text, kind)
+    now = time.time_ns() // 1_000_000
+    options: dict[str, Any] = {
+        "id": task_id, "key": key, "content_type": content_type,
+        "expires_at": 0 if expires is None else now + expires,
+        "not_before": 0 if delay is None else now + delay,
+        "attempts_max": attempts or 0, "deadline_ms": deadline_ms or 0, "fuel": fuel or 0,
+    }  # fmt: skip
+    work = _submit(config, of_tenant, name, data, options, timeout if wait else None)
+    outcome = run_async(work, f"{of_tenant}/{name}" if wait else "NATS")
+    if outcome is not None:
+        show_outcome(outcome)
+
+
+async def _submit(
+    config: Config, tenant: str, task: str, data: bytes, options: dict[str, Any],
+    wait_ms: int | None,
+) -> TaskOutcome | None:  # fmt: skip
+    telemetry = Telemetry.from_environment(Log(quiet=True), name="executor-submit")
+    try:
+        client = await Client.from_config(config, tenant, traced=telemetry.submitted)
+        async with client:
+            if wait_ms is None:
+                sent = await client.submit(task, data, **options)
+                again = " (the queue had it already)" if sent.duplicate else ""
+                state().out.data(
+                    {"schema": "executor.submitted/1", "id": sent.id, "tenant": tenant,
+                     "task": task, "sequence": sent.sequence, "duplicate": sent.duplicate},
+                    sent.id,
+                )  # fmt: skip
+                state().out.say(f"queued{again} · executor result {sent.id} --wait")
+                return None
+            return await client.run(task, data, timeout_s=wait_ms / 1000, **options)
+    finally:
+        await asyncio.to_thread(telemetry.close)
+
+
+@click.command("result", cls=Verb)
+@click.argument("task_id", metavar="ID")
+@click.option("--tenant", help="Whose task it is.")
+@click.option("--wait", is_flag=True, help="Wait for it.")
+@click.option(
+    "--timeout",
+    type=duration_ms,
+    metavar="TIME",
+    default="30s",
+    show_default=True,
+    help="How long --wait waits.",
+)
+def result(task_id: str, tenant: str | None, wait: bool, timeout: int) -> None:  # noqa: FBT001
+    """Print the outcome of the task ID.
+
+    Example: executor result 3f9c… --wait
+    """
+    if not subjects.is_token(task_id):
+        raise click.UsageError(f"`{task_id}` is no id.")
+    config = state().config()
+    work = _result(config, pick_tenant(config, tenant), task_id, timeout / 1000 if wait else 0.0)
+    show_outcome(run_async(work, f"the outcome of {task_id}" if wait else "NATS"))
+
+
+async def _result(config: Config, tenant: str, task_id: str, timeout_s: float) -> TaskOutcome:
+    async with await Client.from_config(config, tenant) as client:
+        return await client.wait(task_id, timeout_s=timeout_s)
+
+
+VERBS = (publish, serve, submit, result)

@@ -1,0 +1,327 @@
+"""`executor serve`: the supervisor's ports on NATS, its signals, its configuration's reload."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from executor.cli.modules import read_key
+from executor.config import Config
+from executor.core import release as releases
+from executor.core.policy import Tenant
+from executor.core.signature import SecretKey
+from executor.errors import ExecutorError
+from executor.model import MIB, Digest, Release, StoredMessage
+from executor.supervisor.pipeline import Pipeline
+from executor.supervisor.ports import KvStore
+from executor.supervisor.service import Ports, assemble
+from executor.telemetry import Telemetry
+from executor.transport import records, streams
+from executor.transport.connection import Connection
+from executor.transport.control import Watch
+from executor.transport.kv import TenantKv
+from executor.transport.objects import Objects
+from executor.transport.outbox import Outbox
+from executor.transport.pull import Pull
+from executor.transport.settings import Settings
+from executor.trust.file import FileTrust
+
+# How long the last acks may take to leave after everything else has ended.
+_FLUSH_S: Final = 5.0
+
+
+def settings(config: Config, name: str) -> Settings:
+    """How to reach NATS."""
+    creds = config.path("nats.creds_file")
+    return Settings(config.text("nats.url"), creds_file=str(creds) if creds else "", name=name)
+
+
+def queue(tenant: Tenant) -> streams.TenantQueue:
+    """A tenant as its streams need it."""
+    return streams.TenantQueue(tenant.name, tenant.queue_max_messages, tenant.queue_max_mib * MIB)
+
+
+def stream_options(config: Config) -> streams.Options:
+    """The streams' common settings."""
+    return streams.Options(
+        replicas=config.number("nats.replicas"), ack_wait_ms=config.number("delivery.ack_wait_ms"),
+        outcome_age_ms=config.number("delivery.outcomes_days") * 24 * 3600 * 1000,
+    )  # fmt: skip
+
+
+@dataclass
+class _Modules:
+    """Releases as CONTROL says, kept up to date, and module bytes by digest."""
+
+    objects: Objects
+    telemetry: Telemetry
+    environment: str
+    on_change: Callable[[Release], None]
+    _live: dict[tuple[str, str], Release] = field(default_factory=dict)
+
+    def entry(self, key: str, value: bytes | None, revision: int) -> None:
+        """One entry of CONTROL; junk leaves what was in force."""
+        del revision
+        parts = key.split(".")
+        if parts[0] != "release" or len(parts) != 3:  # noqa: PLR2004
+            return
+        name = (parts[1], parts[2])
+        if value is None:
+            self._live.pop(name, None)
+            return
+        try:
+            release = releases.decode(value, *name, environment=self.environment)
+        except ExecutorError as error:
+            self.telemetry.security_event("release-not-valid", key=key, reason=error.message)
+            return
+        self._live[name] = release
+        self.on_change(release)
+
+    def release(self, tenant: str, task: str) -> Release | None:
+        """What the task name stands for now."""
+        return self._live.get((tenant, task))
+
+    def releases(self) -> Sequence[Release]:
+        """All of them."""
+        return list(self._live.values())
+
+    async def get(self, digest: Digest, max_bytes: int) -> bytes | None:
+        """The bytes stored under a digest."""
+        return await self.objects.get(digest, max_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stores:
+    connection: Connection
+    _open: dict[str, TenantKv] = field(default_factory=dict)
+
+    def kv(self, tenant: str) -> KvStore:
+        """The tenant's bucket."""
+        if tenant not in self._open:
+            self._open[tenant] = TenantKv(self.connection, tenant)
+        return self._open[tenant]
+
+
+@dataclass(frozen=True, slots=True)
+class _Records:
+    connection: Connection
+
+    async def read(self, tenant: str, task: str, task_id: str) -> Sequence[StoredMessage]:
+        """What is stored of a task id."""
+        return await records.read_outcome(self.connection, tenant, task, task_id)
+
+
+@dataclass
+class _Intake:
+    pulls: dict[str, Pull] = field(default_factory=dict)
+
+    def completed(self, tenant: str) -> None:
+        """One delivery is settled."""
+        pull = self.pulls.get(tenant)
+        if pull is not None:
+            pull.completed()
+
+
+class Host:
+    """A running executor: connection, pulls, pipeline."""
+
+    def __init__(
+        self, config: Config, telemetry: Telemetry, *, key: SecretKey | None = None
+    ) -> None:
+        self.config = config
+        self.telemetry = telemetry
+        self._key = key or _outcome_key(config)
+        self._trust = FileTrust(config)
+        self._check_trust(config)
+        self._intake = _Intake()
+        self._warm: set[asyncio.Task[None]] = set()
+        self.pipeline: Pipeline
+
+    def _check_trust(self, config: Config) -> None:
+        """Fail closed: without trust nothing can be judged, so nothing starts or is reloaded."""
+        by = self._key.public.key_id.hex()
+        if not config.policy.tenants:
+            raise ExecutorError("config.missing", "no [[tenant]]",
+                                hint="add one, or run `executor init`")  # fmt: skip
+        if not config.publishers:
+            raise ExecutorError("trust.missing", "no [[publisher]]")
+        if by not in {entry.key.key_id.hex() for entry in config.executors}:
+            raise ExecutorError(
+                "trust.missing", f"no [[executor]] has this host's key `{by}`",
+                hint=f'add to executor.toml: [[executor]] name = "{config.text("host.name")}" '
+                f'key = "{self._key.public.text}"',
+            )  # fmt: skip
+
+    async def start(self) -> None:
+        """Connect, check the streams, admit what is released, begin to pull.
+
+        Errors  `transport.*`, `trust.missing`.
+        """
+        config = self.config
+        name = f"executor-{config.text('host.name')}"
+        self.connection = await Connection.open(settings(config, name), self._on_transport)
+        try:
+            await self._start()
+        except BaseException:
+            await self.connection.close()
+            raise
+
+    async def _start(self) -> None:
+        queues = [queue(tenant) for tenant in self.config.policy.tenants]
+        await streams.check(self.connection, queues, stream_options(self.config))
+        self._outbox = Outbox(self.connection)
+        await self._outbox.start()
+        self._modules = _Modules(
+            Objects(self.connection), self.telemetry, self.config.text("host.environment"),
+            self._released,
+        )  # fmt: skip
+        ports = Ports(
+            self._trust, self._modules, _Stores(self.connection), self._outbox,
+            _Records(self.connection), self._intake,
+        )  # fmt: skip
+        self.pipeline = assemble(self.config, ports, key=self._key, telemetry=self.telemetry)
+        self._watch = Watch(self.connection, self._modules.entry)
+        await self._watch.start()
+        # Admit before the first task: a sandbox is born with what is known by then.
+        await asyncio.gather(*self._warm, return_exceptions=True)
+        tenants = self.config.policy.tenants
+        for slot in range(self.config.number("sandbox.count")):
+            self.pipeline.pool.warm(tenants[slot % len(tenants)].name)
+        self.pipeline.start()
+        for tenant in self.config.policy.tenants:
+            await self._pull(tenant.name)
+        self.telemetry.log.event(
+            "serving", url=self.connection.settings.public_url(),
+            tenants=",".join(t.name for t in self.config.policy.tenants),
+            sandboxes=self.config.number("sandbox.count"),
+            releases=len(self._modules.releases()),
+        )  # fmt: skip
+
+    async def _pull(self, tenant: str) -> None:
+        pull = Pull(
+            self.connection, tenant, window=self.config.number("delivery.window"),
+            on_delivery=self.pipeline.receive, on_event=self._on_transport,
+        )  # fmt: skip
+        self._intake.pulls[tenant] = pull
+        await pull.start()
+
+    def _released(self, release: Release) -> None:
+        task = asyncio.get_running_loop().create_task(self._admit(release))
+        self._warm.add(task)
+        task.add_done_callback(self._warm.discard)
+
+    async def _admit(self, release: Release) -> None:
+        facts = {"task": f"{release.tenant}/{release.task}", "digest": release.digest}
+        try:
+            await self.pipeline.registry.admit(release.tenant, release.task)
+        except ExecutorError as error:
+            self.telemetry.log.event("release-refused", **facts, code=error.code,
+                                     reason=error.message)  # fmt: skip
+        else:
+            self.telemetry.log.event("release-admitted", **facts, version=release.version)
+
+    def _on_transport(self, name: str, facts: dict[str, str | int]) -> None:
+        if hasattr(self, "pipeline") and name in {"disconnected", "reconnected"}:
+            self.pipeline.connected = name == "reconnected"
+        if name == "permission-violation":
+            self.telemetry.security_event(name, **facts)
+        else:
+            self.telemetry.log.event(f"nats.{name}", **facts)
+
+    async def reload(self, config: Config) -> None:
+        """Put another configuration in force without losing a task.
+
+        Policy, trust and tenants change now; host, NATS, delivery and sandbox settings need a new
+        start, which is said.
+
+        Errors  `config.missing`, `trust.missing`, `transport.*`; what was in force stays in force.
+        """
+        self._check_trust(config)
+        fixed = [
+            name for name, value in config.values.items()
+            if not name.startswith("limits.") and value != self.config.values[name]
+        ]  # fmt: skip
+        before = {tenant.name for tenant in self.config.policy.tenants}
+        after = {tenant.name for tenant in config.policy.tenants}
+        await streams.apply(
+            self.connection, [queue(t) for t in config.policy.tenants if t.name not in before],
+            stream_options(self.config),
+        )  # fmt: skip
+        self.config = config
+        self._trust.replace(config)
+        self.pipeline.decide_again()
+        for release in self._modules.releases():
+            self._released(release)
+        for tenant in sorted(before - after):
+            await self._intake.pulls.pop(tenant).stop()
+        for tenant in sorted(after - before):
+            await self._pull(tenant)
+        self.telemetry.log.event(
+            "reloaded", tenants=",".join(sorted(after)), needs_restart=",".join(fixed) or "-"
+        )
+
+    async def close(self, *, drain_ms: int) -> None:
+        """Ask for nothing more, end or give back what is in hand, and leave."""
+        for pull in self._intake.pulls.values():
+            await pull.stop()
+        if drain_ms:
+            await self.pipeline.drain(drain_ms / 1000)
+        else:
+            await self.pipeline.stop()
+        await self._watch.stop()
+        for task in list(self._warm):
+            task.cancel()
+        await self._outbox.drain(_FLUSH_S)
+        await self._outbox.stop()
+        self.pipeline.registry.close()
+        await self.connection.close()
+        self.telemetry.log.event("stopped", **{k or "given_back": v
+                                 for k, v in self.pipeline.settled.items()})  # fmt: skip
+
+
+def _outcome_key(config: Config) -> SecretKey:
+    path = config.path("host.key_file")
+    if path is None:
+        raise ExecutorError(
+            "config.missing",
+            "`host.key_file` is not set",
+            hint="run `executor init`, or executor keygen keys/executor",
+        )
+    return read_key(path)
+
+
+async def serve(
+    host: Host, reload: Callable[[], Config], *, ready: Callable[[], None] = lambda: None
+) -> None:
+    """Serve until SIGTERM or SIGINT: the first drains, the second stops now; SIGHUP reloads."""
+    loop = asyncio.get_running_loop()
+    asked: asyncio.Queue[signal.Signals] = asyncio.Queue()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        loop.add_signal_handler(number, asked.put_nowait, number)
+    await host.start()
+    ready()
+    while (number := await asked.get()) is signal.SIGHUP:
+        try:
+            await host.reload(reload())
+        except ExecutorError as error:
+            # What was in force stays in force: a broken file must not stop the work.
+            host.telemetry.log.event("reload-refused", code=error.code, reason=error.message)
+    host.telemetry.log.event("draining", drain_ms=host.config.number("delivery.drain_ms"))
+    draining = loop.create_task(host.close(drain_ms=host.config.number("delivery.drain_ms")))
+    again = loop.create_task(_second(asked))
+    await asyncio.wait({draining, again}, return_when=asyncio.FIRST_COMPLETED)
+    again.cancel()
+    if not draining.done():
+        draining.cancel()
+        await asyncio.wait({draining})
+        await host.close(drain_ms=0)
+    else:
+        draining.result()
+
+
+async def _second(asked: asyncio.Queue[signal.Signals]) -> None:
+    while await asked.get() is signal.SIGHUP:
+        pass

@@ -1,0 +1,121 @@
+"""The verb `init`: a folder with a configuration, keys and a first task of one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import click
+
+from executor import config as configs
+from executor.cli.base import Verb, state, unwritable, write_file
+from executor.cli.modules import write_secret
+from executor.core import subjects
+from executor.core.signature import SecretKey
+from executor.errors import ExecutorError
+
+_CONFIG: Final = """\
+# Every key: executor config show. What grants stands in [[grant]]; without it nothing is allowed.
+
+[host]
+environment = "dev"
+name = "local"
+key_file = "keys/executor.key"            # signs outcomes
+
+[nats]
+url = "nats://127.0.0.1:4222"
+
+[sandbox]
+count = 2
+
+[[tenant]]
+name = "{tenant}"
+ceiling = {{ capabilities = ["log", "clock", "random", "kv"] }}
+
+[[grant]]
+tenant = "{tenant}"
+task = "*"
+why = "log lines are bounded and escaped"
+log = true
+
+[[publisher]]                             # whose modules run, and for which tasks
+name = "author"
+key = "{author}"
+tasks = ["{tenant}/*"]
+
+[[executor]]                              # whose outcomes are believed
+name = "local"
+key = "{executor}"
+"""
+
+_TASK: Final = """\
+name = "hello"
+version = "1.0.0"
+source = "hello.c"
+summary = "Greets whoever is named in the input"
+input = "text/plain"
+output = "text/plain"
+
+[[uses]]
+capability = "executor:log@1"
+reason = "says how long the name was"
+
+[sample]
+input = "sample.in"
+output = "sample.out"
+"""
+
+_SOURCE: Final = """\
+#include "executor_task.h"
+
+TASK(in) {
+  if (in.len == 0) fail("nobody to greet");
+  log_info("greeting %u bytes", (unsigned)in.len);
+  outf("Hello, %.*s!\\n", SHOW(in));
+  return OK;
+}
+"""
+
+
+@click.command("init", cls=Verb)
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default=".")
+@click.option("--tenant", default="acme", show_default=True, help="The first tenant.")
+def init(folder: Path, tenant: str) -> None:
+    """Make FOLDER ready: executor.toml, keys, a task `hello` to build.
+
+    Example: executor init mine
+    """
+    if not subjects.is_token(tenant):
+        raise click.UsageError(f"`{tenant}` is not of [A-Za-z0-9_-]{{1,64}}.")
+    target = folder / configs.FILE
+    author, host = SecretKey.generate(), SecretKey.generate()
+    keys, hello = folder / "keys", folder / "hello"
+    named = {"author": author, "executor": host}
+    files = [keys / f"{name}.{kind}" for name in named for kind in ("key", "pub")]
+    for path in (target, *files):
+        if path.exists():
+            raise ExecutorError("config.invalid", f"`{path}` exists", hint="name another folder")
+    for path in (keys, hello):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unwritable(path, error) from None
+    for name, key in named.items():
+        write_secret(keys / f"{name}.key", key.pem())
+        write_file(keys / f"{name}.pub", f"{key.public.text}\n".encode("ascii"))
+    text = _CONFIG.format(tenant=tenant, author=author.public.text, executor=host.public.text)
+    write_file(target, text.encode())
+    for name, content in (("task.toml", _TASK), ("hello.c", _SOURCE), ("sample.in", "world"),
+                          ("sample.out", "Hello, world!\n")):  # fmt: skip
+        if not (hello / name).exists():
+            write_file(hello / name, content.encode())
+    where = "" if folder == Path() else f"cd {folder} && "
+    state().out.data(
+        {"schema": "executor.init/1", "folder": str(folder), "tenant": tenant,
+         "author": author.public.text, "executor": host.public.text},
+        f"made {target}, {keys}/ and {hello}/\n"
+        f"next: {where}executor build hello --key keys/author.key",
+    )  # fmt: skip
+
+
+VERBS = (init,)

@@ -1,0 +1,376 @@
+"""What supervisor and sandbox say to each other: sans-IO, bounded, and legal only in its turn.
+
+A frame on the wire is a 4-byte big-endian length and a msgpack array `[kind, field, …]` with the
+fixed fields below. The receiving side knows every bound before it allocates. Whatever else a
+sandbox sends is `sandbox.protocol-violation`, and the process dies: its sender may be an attacker
+in native code. Guest output is opaque bytes; nobody here decodes them.
+
+    supervisor → sandbox    Load, Run, Answer          sandbox → supervisor    Ready, Call, Done
+    supervisor → compiler   Compile                    compiler → supervisor   Compiled, Rejected
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from typing import Any, Final
+
+import msgpack
+
+from executor.core import abi
+from executor.errors import ExecutorError
+from executor.model import KIB, PAYLOAD_MAX
+
+# An input or output, 64 KiB of log, 8 KiB of message and room for the fields round them.
+FRAME_MAX: Final = PAYLOAD_MAX + 256 * KIB
+# Bound on what lies with one sandbox behind the running attempt.
+WINDOW_TASKS: Final = 96
+WINDOW_BYTES: Final = 256 * KIB
+MODULES_MAX: Final = 64
+IMPORTS_MAX: Final = 1_000
+
+_LENGTH: Final = struct.Struct(">I")
+# What a record can hold: a sandbox must not make a number that nobody can read back.
+_INT_MAX: Final = 2**53 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """The modules a sandbox is born with: (descriptor of the artifact, granted functions)."""
+
+    modules: tuple[tuple[int, tuple[str, ...]], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One attempt. `module` is an index into Load.modules; sizes in bytes."""
+
+    seq: int
+    module: int
+    input: bytes
+    fuel: int
+    memory_bytes: int
+    table_elements: int
+    output_bytes: int
+    log_bytes: int
+    log_lines: int
+    calls: int
+    mediated_calls: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The mediator's answer to a Call: a length ≥ 0 with data, or an error number with a text."""
+
+    seq: int
+    ordinal: int
+    status: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The sandbox is locked down; `layers` is its claim, the supervisor checks for itself."""
+
+    layers: tuple[str, ...]
+    engine: str
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A mediated host call of the running attempt; `ordinal` counts from 0."""
+
+    seq: int
+    ordinal: int
+    function: str
+    key: bytes
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The last frame of an attempt. `code` is "" for a result; `facts` are names and values."""
+
+    seq: int
+    code: str
+    message: str
+    transient: bool
+    retry_after_ms: int
+    output: bytes
+    logs: tuple[tuple[int, str], ...]
+    log_dropped: int
+    fuel_used: int
+    memory_bytes: int
+    guest_us: int
+    host_us: int
+    host_calls: int
+    facts: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Compile:
+    """Descriptors of the sealed module and of the file to write the artifact to."""
+
+    module_fd: int
+    artifact_fd: int
+    memory_max: int
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """What the compiler read out of the module, and the artifact's size."""
+
+    imports: tuple[tuple[str, str, str], ...]  # module, name, signature as in core.abi
+    exports: tuple[tuple[str, str], ...]  # name, signature
+    memory_min: int
+    artifact_bytes: int
+    engine: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """Why there is no artifact; `code` is one of `module.*`, `limit.memory-exceeded`."""
+
+    code: str
+    message: str
+
+
+Frame = Load | Run | Answer | Ready | Call | Done | Compile | Compiled | Rejected
+
+Check = Callable[[Any], bool]
+
+
+def _int(low: int, high: int) -> Check:
+    return lambda value: type(value) is int and low <= value <= high
+
+
+def _text(size: int) -> Check:
+    return lambda value: type(value) is str and len(value) <= size
+
+
+def _bytes(size: int) -> Check:
+    return lambda value: type(value) is bytes and len(value) <= size
+
+
+def _bool(value: object) -> bool:
+    return type(value) is bool
+
+
+def _list(count: int, *item: Check) -> Check:
+    def check(value: Any) -> bool:
+        if type(value) is not list or len(value) > count:
+            return False
+        if len(item) == 1:
+            return all(map(item[0], value))
+        return all(
+            type(row) is list
+            and len(row) == len(item)
+            and all(ok(cell) for ok, cell in zip(item, row, strict=True))
+            for row in value
+        )
+
+    return check
+
+
+_SEQ: Final = _int(1, _INT_MAX)
+_COUNT: Final = _int(0, _INT_MAX)
+_NAME: Final = _text(128)
+_FD: Final = _int(3, 65_535)
+
+# One check a field, in the order of the dataclass. The index of a row is the kind on the wire.
+_FRAMES: Final[tuple[tuple[type, tuple[Check, ...]], ...]] = (
+    (Load, (_list(MODULES_MAX, _FD, _list(len(abi.FUNCTIONS), _NAME)),)),
+    (Run, (_SEQ, _int(0, MODULES_MAX - 1), _bytes(PAYLOAD_MAX), *[_COUNT] * 8)),
+    (Answer, (_SEQ, _COUNT, _int(-16, PAYLOAD_MAX), _bytes(PAYLOAD_MAX))),
+    (Ready, (_list(32, _NAME), _NAME)),
+    (Call, (_SEQ, _COUNT, _NAME, _bytes(abi.KV_KEY_MAX), _bytes(PAYLOAD_MAX))),
+    (Done, (
+        _SEQ, _text(64), _text(abi.FAIL_MESSAGE_MAX), _bool, _int(-1, 2**63 - 1),
+        _bytes(PAYLOAD_MAX), _list(256, _int(0, 3), _text(abi.LOG_LINE_MAX)), *[_COUNT] * 6,
+        _list(32, _text(64), _text(512)),
+    )),
+    (Compile, (_FD, _FD, _COUNT)),
+    (Compiled, (
+        _list(IMPORTS_MAX, _text(128), _text(128), _text(256)),
+        _list(IMPORTS_MAX, _text(128), _text(256)), _COUNT, _COUNT, _NAME,
+    )),
+    (Rejected, (_text(64), _text(1024))),
+)  # fmt: skip
+
+_KINDS: Final = {cls: kind for kind, (cls, _) in enumerate(_FRAMES)}
+_FIELD_NAMES: Final = {cls: tuple(f.name for f in fields(cls)) for cls, _ in _FRAMES}
+
+
+def encode(frame: Frame) -> bytes:
+    """One frame with its length in front."""
+    cls = type(frame)
+    values = [_KINDS[cls], *(getattr(frame, name) for name in _FIELD_NAMES[cls])]
+    body: bytes = msgpack.packb(values)
+    return _LENGTH.pack(len(body)) + body
+
+
+def _freeze(value: Any) -> Any:
+    return tuple(map(_freeze, value)) if type(value) is list else value
+
+
+def _violation(detail: str) -> ExecutorError:
+    return ExecutorError("sandbox.protocol-violation", detail)
+
+
+def decode(body: bytes) -> Frame:
+    """The frame in `body`, every field checked against its bound.
+
+    Errors  `sandbox.protocol-violation`.
+    """
+    try:
+        values = msgpack.unpackb(
+            body, raw=False, use_list=True, strict_map_key=True,
+            # A message of 8 Ki characters may take four bytes for each.
+            max_str_len=4 * abi.FAIL_MESSAGE_MAX, max_bin_len=PAYLOAD_MAX,
+            max_array_len=IMPORTS_MAX, max_map_len=0, max_ext_len=0,
+        )  # fmt: skip
+    except Exception as error:  # the library raises a dozen types; all mean the same here
+        raise _violation("not a frame") from error
+    if type(values) is not list or not values or type(values[0]) is not int:
+        raise _violation("not a frame")
+    kind = values[0]
+    if not 0 <= kind < len(_FRAMES):
+        raise _violation(f"unknown kind {kind}")
+    cls, checks = _FRAMES[kind]
+    if len(values) != len(checks) + 1:
+        raise _violation(f"{cls.__name__} with {len(values) - 1} fields")
+    for name, ok, value in zip(_FIELD_NAMES[cls], checks, values[1:], strict=True):
+        if not ok(value):
+            raise _violation(f"{cls.__name__}.{name} is out of bounds")
+    frame: Frame = cls(*map(_freeze, values[1:]))
+    return frame
+
+
+class Reader:
+    """Bytes in, frames out; equal frames for every chunking of the same bytes."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[Frame]:
+        """Add `data` and yield each frame that is complete. Errors as `decode`."""
+        self._buffer += data
+        start = 0
+        try:
+            while len(self._buffer) - start >= _LENGTH.size:
+                (size,) = _LENGTH.unpack_from(self._buffer, start)
+                if size > FRAME_MAX:
+                    raise _violation(f"a frame of {size} bytes")
+                end = start + _LENGTH.size + size
+                if len(self._buffer) < end:
+                    break
+                body = bytes(self._buffer[start + _LENGTH.size : end])
+                start = end
+                yield decode(body)
+        finally:
+            del self._buffer[:start]
+
+
+class Conversation:
+    """What a sandbox may say now, seen from the supervisor.
+
+    Attempts run in the order in which they were sent. A Call must belong to the oldest one without
+    an answer, carry the next ordinal and wait for its Answer; a Done must end the oldest one.
+
+        state      legal from the sandbox
+        starting   Ready
+        ready      Call, Done for the head of the queue
+        calling    nothing until the Answer
+    """
+
+    def __init__(self) -> None:
+        self._reader = Reader()
+        self._queue: deque[Run] = deque()
+        self._bytes = 0
+        self._started = False
+        self._calls = 0
+        self._call_open = False
+
+    @property
+    def head(self) -> Run | None:
+        """The attempt that must be running, if any was sent."""
+        return self._queue[0] if self._queue else None
+
+    @property
+    def outstanding(self) -> int:
+        """How many attempts were sent and not ended."""
+        return len(self._queue)
+
+    @property
+    def outstanding_bytes(self) -> int:
+        """Input bytes of the attempts that were sent and not ended."""
+        return self._bytes
+
+    def pending(self) -> tuple[int, ...]:
+        """Sequence numbers of the attempts that were sent and not ended, in order."""
+        return tuple(run.seq for run in self._queue)
+
+    def run(self, run: Run) -> bytes:
+        """The bytes that start `run`; it must come after every one before it."""
+        if self._queue and run.seq <= self._queue[-1].seq:
+            raise RuntimeError("attempts must be numbered upwards")
+        self._queue.append(run)
+        self._bytes += len(run.input)
+        return encode(run)
+
+    def answer(self, answer: Answer) -> bytes:
+        """The bytes that answer the open Call."""
+        if not self._call_open or self.head is None or answer.seq != self.head.seq:
+            raise RuntimeError("no such call is open")
+        self._call_open = False
+        return encode(answer)
+
+    def receive(self, data: bytes) -> Iterator[Ready | Call | Done]:
+        """The events in `data`. Errors  `sandbox.protocol-violation`."""
+        for frame in self._reader.feed(data):
+            match frame:
+                case Ready() if not self._started:
+                    self._started = True
+                    yield frame
+                case Call() if self._started:
+                    self._check_call(frame)
+                    yield frame
+                case Done() if self._started:
+                    self._check_done(frame)
+                    yield frame
+                case _:
+                    raise _violation(f"{type(frame).__name__} is not legal now")
+
+    def _check_call(self, call: Call) -> None:
+        head = self.head
+        if head is None or call.seq != head.seq or self._call_open:
+            raise _violation("a call without its attempt")
+        function = abi.FUNCTIONS.get(call.function)
+        if function is None or not function.mediated:
+            raise _violation("a call that is not mediated")
+        if call.ordinal != self._calls or self._calls >= head.mediated_calls:
+            raise _violation("a call out of order or over its number")
+        self._calls += 1
+        self._call_open = True
+
+    def _check_done(self, done: Done) -> None:
+        head = self.head
+        if head is None or done.seq != head.seq or self._call_open:
+            raise _violation("an end without its attempt")
+        if done.code and done.code not in GUEST_CODES:
+            raise _violation("a code that a sandbox may not claim")
+        if len(done.output) > head.output_bytes:
+            raise _violation("more output than its limit")
+        self._bytes -= len(self._queue.popleft().input)
+        self._calls = 0
+
+
+# What a sandbox may say of an attempt. Everything else is the supervisor's to find.
+GUEST_CODES: Final = frozenset({
+    "limit.fuel-exhausted", "limit.memory-exceeded", "limit.stack-exhausted",
+    "limit.output-too-large", "limit.calls-exceeded",
+    "guest.trap", "guest.exited", "guest.bad-pointer", "guest.failed",
+    "capability.unavailable",
+})  # fmt: skip

@@ -1,0 +1,131 @@
+"""The settlement of an attempt: (outcome, counters, rules) to what is published and what follows.
+
+The whole table is here, and it is pure: the jitter is passed in. Attempt, crash and delivery are
+counted apart: an attempt is the task's own failure, a crash is a dead sandbox, a delivery is one
+hand-over by the server, which also counts drains and lost leases.
+
+    outcome                                publish              then
+    result                                 result               ack
+    transient, attempts left               retry, attempt + 1   ack
+    transient, none left                   dead letter          ack
+    permanent                              dead letter          ack
+    systemic, not expired                  retry, same attempt  ack
+    systemic, expired                      dead letter          ack
+    once, first crash of this task         retry, crashes + 1   ack
+    once, a later crash                    dead letter          ack
+    silent (lease lost, publish lost, …)   nothing              nothing
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Final
+
+from executor.core.envelope import HISTORY_MAX
+from executor.errors import TABLE, Class
+from executor.model import Failure, Outcome, PastAttempt, Result, TaskRequest
+
+# A sandbox's death costs the task no attempt; this many deaths end it.
+CRASHES_MAX: Final = 2
+# A guest may ask for a later retry, within reason: a day.
+RETRY_AFTER_MAX_MS: Final = 24 * 3600 * 1000
+# How long a systemic failure puts a task off, before jitter: as long as an operator needs to look.
+SYSTEMIC_DELAY_MS: Final = 5_000
+
+
+class Action(StrEnum):
+    """What is published about an attempt."""
+
+    RESULT = "result"
+    DEAD = "dead"
+    RETRY = "retry"
+    NOTHING = "nothing"
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What policy says about one task's retries."""
+
+    attempts_max: int = 3
+    deliveries_max: int = 10
+    backoff_ms: tuple[int, ...] = (1_000, 5_000, 30_000)
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """One decision. For a retry, `request` is what is asked for and `delay_ms` how far ahead."""
+
+    action: Action
+    request: TaskRequest
+    delay_ms: int = 0
+    code: str = ""  # why the task ends, for a dead letter; may differ from the attempt's code
+
+
+def is_transient(failure: Failure) -> bool:
+    """Whether another attempt may end otherwise; a guest's own failure carries its own word."""
+    klass = TABLE[failure.code].klass
+    return klass is Class.TRANSIENT or (klass is Class.GUEST and failure.transient)
+
+
+def settle(
+    outcome: Outcome, request: TaskRequest, rules: Rules, *, now: int, jitter: float
+) -> Settlement:
+    """The row of the table that fits. `jitter` is in [0, 1); `now` in ms."""
+    if isinstance(outcome, Result):
+        return Settlement(Action.RESULT, request)
+    klass = TABLE[outcome.code].klass
+    if klass is Class.SILENT or klass is Class.NONE:
+        return Settlement(Action.NOTHING, request)
+    if klass is Class.SYSTEMIC:
+        if request.expires_at and now >= request.expires_at:
+            return Settlement(Action.DEAD, request, code="message.expired")
+        return Settlement(Action.RETRY, request, _jittered(SYSTEMIC_DELAY_MS, jitter))
+    past = PastAttempt(request.attempt, outcome.code, now)
+    history = (*request.history, past)[-HISTORY_MAX:]
+    if klass is Class.ONCE:
+        again = replace(request, crashes=request.crashes + 1, history=history)
+        if again.crashes >= CRASHES_MAX:
+            return Settlement(Action.DEAD, again, code=outcome.code)
+        return Settlement(Action.RETRY, again)
+    ended = replace(request, history=history)
+    if is_transient(outcome) and request.attempt < attempts_max(request, rules):
+        again = replace(ended, attempt=request.attempt + 1)
+        return Settlement(Action.RETRY, again, _delay(outcome, request.attempt, rules, jitter))
+    return Settlement(Action.DEAD, ended, code=outcome.code)
+
+
+def attempts_max(request: TaskRequest, rules: Rules) -> int:
+    """How many attempts this request has; a request only lowers what policy says."""
+    return min(request.attempts_max or rules.attempts_max, rules.attempts_max)
+
+
+def _jittered(delay_ms: int, jitter: float) -> int:
+    # Half to one and a half: tasks that failed together do not come back together.
+    return int(delay_ms * (0.5 + jitter))
+
+
+def _delay(failure: Failure, attempt: int, rules: Rules, jitter: float) -> int:
+    if failure.retry_after_ms >= 0:
+        return min(failure.retry_after_ms, RETRY_AFTER_MAX_MS)
+    if not rules.backoff_ms:
+        return 0
+    return _jittered(rules.backoff_ms[min(attempt, len(rules.backoff_ms)) - 1], jitter)
+
+
+def before_running(
+    request: TaskRequest, rules: Rules, *, now: int, delivered: int
+) -> Settlement | None:
+    """The settlement of a message that must not run now, or None: step 3 of the pipeline."""
+    if delivered > rules.deliveries_max:
+        return Settlement(Action.DEAD, request, code="message.deliveries-exhausted")
+    if request.expires_at and now >= request.expires_at:
+        return Settlement(Action.DEAD, request, code="message.expired")
+    if request.not_before > now:
+        return Settlement(Action.RETRY, request, request.not_before - now)
+    return None
+
+
+def must_look_up(request: TaskRequest, *, delivered: int) -> bool:
+    """Whether the id may have an outcome already: all but a fresh id's first hand-over."""
+    return not (request.fresh and delivered == 1 and request.attempt == 1 and not request.crashes)

@@ -1,0 +1,104 @@
+"""Subjects, stream names and audiences: built and taken apart here and nowhere else.
+
+A subject proves nothing; it is the address that an envelope's audience must equal. Tokens match
+`[A-Za-z0-9_-]{1,64}` when built and when parsed, since the server stores a literal `*`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+_TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
+
+LATER: Final = "LATER"
+CONTROL_BUCKET: Final = "CONTROL"
+MODULES_BUCKET: Final = "MODULES"
+
+
+def is_token(text: str) -> bool:
+    """Whether `text` may stand as tenant, task, id or executor in a subject."""
+    return _TOKEN.match(text) is not None
+
+
+def is_id(text: str) -> bool:
+    """Whether `text` may be a task id: a token that does not begin with `_`, which is ours."""
+    return is_token(text) and not text.startswith("_")
+
+
+def _join(*tokens: str) -> str:
+    for token in tokens:
+        if not is_token(token):
+            raise ValueError(f"not a subject token: {token!r}")
+    return ".".join(tokens)
+
+
+def task(tenant: str, name: str) -> str:
+    """Where a task is asked for."""
+    return _join("task", tenant, name)
+
+
+def parse_task(subject: str) -> tuple[str, str] | None:
+    """(tenant, task) of a `task.…` subject, or None."""
+    parts = subject.split(".")
+    if len(parts) == 3 and parts[0] == "task" and all(map(is_token, parts)):  # noqa: PLR2004
+        return parts[1], parts[2]
+    return None
+
+
+def result(tenant: str, name: str, task_id: str) -> str:
+    """Where a result is stored."""
+    return _join("result", tenant, name, task_id)
+
+
+def dead(tenant: str, name: str, task_id: str) -> str:
+    """Where a dead letter is stored."""
+    return _join("dead", tenant, name, task_id)
+
+
+def either(tenant: str, name: str, task_id: str) -> str:
+    """The filter that covers both terminal subjects of a task id."""
+    return "*." + _join(tenant, name, task_id)
+
+
+def parse_terminal(subject: str) -> tuple[str, str, str, str] | None:
+    """(kind, tenant, task, id) of `result.…` or `dead.…`, also below `stored.`; else None."""
+    parts = subject.removeprefix("stored.").split(".")
+    if len(parts) == 4 and parts[0] in {"result", "dead"} and all(map(is_token, parts)):  # noqa: PLR2004
+        return parts[0], parts[1], parts[2], parts[3]
+    return None
+
+
+def later(tenant: str, name: str, task_id: str, number: int) -> str:
+    """Where a schedule waits; one subject per schedule, the last write wins."""
+    return _join("later", tenant, name, task_id, str(number))
+
+
+def due(tenant: str, name: str) -> str:
+    """Where the server puts a schedule that came due; sourced into the tenant's tasks."""
+    return _join("due", tenant, name)
+
+
+def tasks_stream(tenant: str) -> str:
+    """The tenant's work queue."""
+    return f"TASKS_{_join(tenant)}"
+
+
+def outcomes_stream(tenant: str) -> str:
+    """The tenant's terminal records."""
+    return f"OUTCOMES_{_join(tenant)}"
+
+
+def tenant_bucket(tenant: str) -> str:
+    """The tenant's KV bucket."""
+    return f"T_{_join(tenant)}"
+
+
+def release_key(tenant: str, name: str) -> str:
+    """The key of a release in CONTROL."""
+    return _join("release", tenant, name)
+
+
+def audience(environment: str, subject: str) -> str:
+    """What an envelope is bound to: the environment and the full subject it is read from."""
+    return f"{environment}/{subject}"

@@ -1,0 +1,110 @@
+"""The engine's one configuration, shared by compilers and sandboxes, and its fingerprint.
+
+An artifact runs only under the settings it was compiled with, so both sides take them from here.
+What is off is off because most advisories of the engine lie there and no guest needs it; each
+has a probe module in the tests that must not compile.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from importlib import metadata
+from typing import Final
+
+import wasmtime
+
+from executor.errors import ExecutorError
+
+VERSION_MIN: Final = (50, 0, 1)
+VERSION_BELOW: Final = (51,)
+# Far below the 8 MiB of the main thread: the host's own frames of a host call lie on top of it.
+WASM_STACK_BYTES: Final = 512 * 1024
+_EMPTY_MODULE: Final = b"\0asm\1\0\0\0"
+
+SETTINGS: Final[tuple[tuple[str, bool | int | str], ...]] = (
+    ("strategy", "cranelift"),  # never Winch, which had an escape
+    ("consume_fuel", True),
+    ("epoch_interruption", False),  # fuel inside, SIGKILL outside; both together cost 1.8 times
+    ("max_wasm_stack", WASM_STACK_BYTES),
+    ("cranelift_nan_canonicalization", True),  # the same bits everywhere
+    ("cranelift_opt_level", "speed"),
+    ("cranelift_debug_verifier", False),
+    ("parallel_compilation", False),  # a process that compiled in parallel must not fork
+    ("memory_init_cow", True),
+    ("signals_based_traps", True),
+    ("debug_info", False),
+    ("profiler", "none"),
+    # What toolchains emit.
+    ("wasm_simd", True),
+    ("wasm_bulk_memory", True),
+    ("wasm_multi_value", True),
+    ("wasm_reference_types", True),  # tables of functions; externref needs the collector, off below
+    # What they do not need.
+    ("gc_support", False),
+    ("shared_memory", False),
+    ("wasm_threads", False),
+    ("wasm_tail_call", False),
+    ("wasm_multi_memory", False),
+    ("wasm_memory64", False),
+    ("wasm_relaxed_simd", False),
+    ("wasm_relaxed_simd_deterministic", True),
+    ("wasm_exceptions", False),
+    ("wasm_function_references", False),
+    ("wasm_gc", False),
+    ("wasm_wide_arithmetic", False),
+    ("wasm_custom_page_sizes", False),
+    ("wasm_stack_switching", False),
+    ("wasm_component_model", False),
+    ("wasm_component_model_map", False),
+    ("wasm_component_model_implements", False),
+)
+
+# Settings of the library that stay as they are, so that a new one fails the test that lists them.
+DEFAULTS: Final = frozenset({
+    "cache",  # off; ours is authenticated
+    "macos_use_mach_ports", "memory_guard_size", "memory_may_move", "memory_reservation",
+    "memory_reservation_for_growth", "native_unwind_info", "target",
+})  # fmt: skip
+
+
+def check_version(text: str) -> str:
+    """The version, if it is one this code was tested with.
+
+    Errors  `sandbox.start-failed`: below the floor lies a critical advisory.
+    """
+    parts = text.split(".")
+    if not all(part.isdigit() for part in parts):
+        raise ExecutorError("sandbox.start-failed", f"wasmtime {text} is not a release")
+    if not VERSION_MIN <= tuple(map(int, parts)) < VERSION_BELOW:
+        raise ExecutorError(
+            "sandbox.start-failed", f"wasmtime {text} is installed, 50.0.1 or a later 50 is needed"
+        )
+    return text
+
+
+def build() -> wasmtime.Engine:
+    """An Engine with the settings above.
+
+    Errors  `sandbox.start-failed` on a version outside the range, or a setting it does not have.
+    """
+    check_version(metadata.version("wasmtime"))
+    config = wasmtime.Config()
+    for name, value in SETTINGS:
+        # A plain setattr would accept a misspelt or removed name and leave the default.
+        if not isinstance(getattr(wasmtime.Config, name, None), property):
+            raise ExecutorError("sandbox.start-failed", f"the engine has no setting {name}")
+        setattr(config, name, value)
+    return wasmtime.Engine(config)
+
+
+def fingerprint(engine: wasmtime.Engine) -> str:
+    """Version, machine, and a digest of everything an artifact depends on.
+
+    The digest is over the compiled empty module, whose header holds every compiler setting and
+    every CPU feature in use: what the engine itself compares when it loads an artifact.
+    """
+    module = wasmtime.Module(engine, _EMPTY_MODULE)
+    digest = hashlib.sha256(module.serialize()).hexdigest()[:16]
+    module.close()
+    return f"wasmtime {metadata.version('wasmtime')} {platform.machine()} {digest}"

@@ -1,0 +1,111 @@
+"""One attempt: a Run in, a Done out.
+
+The table of outcomes of the ABI is this file. Whatever is not a row of it (an exception in a host
+call, an engine error that no limit explains) is raised, and the process ends with it: our own
+failure is never blamed on a guest.
+"""
+
+from __future__ import annotations
+
+from time import perf_counter_ns
+
+from executor.core import abi
+from executor.core.frames import Done, Run
+from executor.sandbox.host import I64_MAX, Attempt, Host
+from executor.sandbox.machine import Ended, Machine, Program
+from executor.sandbox.memory import PAGE, BadPointer, GuestMemory
+
+MEMORY_MAX = 65_536 * PAGE  # what 32 bits can address
+
+
+def execute(program: Program, run: Run, host: Host) -> Done:
+    """Run one attempt in a fresh Store and Instance.
+
+    Errors  whatever is not an outcome: the caller ends the process.
+    """
+    memory_max = min(run.memory_bytes // PAGE * PAGE, MEMORY_MAX)
+    begin = perf_counter_ns()
+    machine = program.machine(
+        fuel=run.fuel, memory_bytes=memory_max, table_elements=run.table_elements
+    )
+    try:
+        attempt = host.begin(run, machine)
+        if program.memory_min > memory_max:
+            ended = Ended("limit.memory-exceeded", f"it starts with {program.memory_min} bytes")
+        else:
+            ended = _drive(program, machine, attempt)
+        total = perf_counter_ns() - begin
+        return _done(attempt, ended, memory_max=memory_max, total_ns=total)
+    finally:
+        host.end()
+        machine.close()
+
+
+def _drive(program: Program, machine: Machine, attempt: Attempt) -> Ended:
+    """Let the guest run; how it ended, `""` standing for a result."""
+    try:
+        machine.instantiate()
+        attempt.memory = GuestMemory(machine.locate)
+        if program.initializes:
+            machine.call(abi.INITIALIZE)
+        status = machine.call(abi.ENTRY)
+    except Ended as ended:
+        ended.__traceback__ = None  # refers to frames that refer to it
+        return ended
+    except BadPointer as bad:
+        bad.__traceback__ = None
+        return Ended(
+            "guest.bad-pointer",
+            f"{bad.length} bytes at {bad.pointer}, memory has {bad.size}",
+            (("pointer", str(bad.pointer)), ("length", str(bad.length))),
+        )
+    if attempt.failure is not None:
+        return Ended("guest.failed", attempt.failure[1])
+    if status == 0:
+        return Ended("")
+    return Ended("guest.failed", f"run returned {status}", (("status", str(status)),))
+
+
+def _done(attempt: Attempt, ended: Ended, *, memory_max: int, total_ns: int) -> Done:
+    size = attempt.memory.size() if attempt.memory is not None else 0
+    code, message, facts = ended.code, ended.message, ended.facts
+    if code == "guest.trap" and 0 < memory_max <= size:
+        code = "limit.memory-exceeded"
+    transient, retry_after_ms = False, -1
+    if code == "guest.failed":
+        transient, retry_after_ms = _verdict(attempt, facts)
+        if transient and attempt.unavailable:
+            code = "capability.unavailable"
+    elif code and attempt.failure is not None and attempt.failure[1]:
+        # The guest's own last words say more than the trap, whose name stays in the facts.
+        message = attempt.failure[1]
+    if code:
+        facts = (*facts, *_facts(attempt, size, memory_max))
+    run = attempt.run
+    return Done(
+        seq=run.seq, code=code, message=message, transient=transient,
+        retry_after_ms=retry_after_ms, output=b"" if code else bytes(attempt.output),
+        logs=tuple(attempt.log.lines), log_dropped=attempt.log.dropped,
+        fuel_used=attempt.fuel_used(), memory_bytes=size,
+        guest_us=max(total_ns - attempt.host_ns, 0) // 1_000, host_us=attempt.host_ns // 1_000,
+        host_calls=attempt.calls, facts=facts,
+    )  # fmt: skip
+
+
+def _verdict(attempt: Attempt, facts: tuple[tuple[str, str], ...]) -> tuple[bool, int]:
+    """Whether a failure that the guest reported is transient, and its own delay or -1."""
+    if attempt.failure is None:
+        return facts == (("status", "1"),), -1
+    kind, _, retry_after_ms = attempt.failure
+    if kind != abi.FAIL_RETRY:
+        return False, -1
+    # A negative delay is data, not an error: the host's back-off.
+    return True, retry_after_ms if 0 <= retry_after_ms <= I64_MAX else -1
+
+
+def _facts(attempt: Attempt, size: int, memory_max: int) -> tuple[tuple[str, str], ...]:
+    """What every failure carries beside its own facts."""
+    facts = [("memory", f"{size} of {memory_max}")]
+    if attempt.last_call:
+        facts.append(("last_call", attempt.last_call))
+    return tuple(facts)

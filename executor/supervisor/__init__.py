@@ -1,0 +1,1 @@
+"""The process with the keys: takes deliveries, runs them in sandboxes, settles them."""

@@ -1,0 +1,130 @@
+"""The one mutable record of a message in hand, from its delivery to its ack; how attempts end."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+from typing import Final, NewType
+
+from executor.core.envelope import Origin
+from executor.core.frames import Done
+from executor.core.manifest import Manifest
+from executor.model import (
+    Authority,
+    Delivery,
+    Digest,
+    Failure,
+    Finished,
+    Limits,
+    LogLine,
+    Receipt,
+    Release,
+    Result,
+    TaskRequest,
+)
+
+Facts = tuple[tuple[str, str | int], ...]
+ModuleKey = NewType("ModuleKey", str)  # digest and granted functions: what is linked together
+
+
+class Artifact:
+    """Native code in a sealed memory file, open for as long as anybody holds this object."""
+
+    def __init__(self, fd: int, size: int, engine: str) -> None:
+        self.fd: Final = fd
+        self.size: Final = size
+        self.engine: Final = engine
+
+    def __del__(self) -> None:
+        """Jobs, registry and pool share it; the last one to drop it closes the file."""
+        os.close(self.fd)
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A module that may run for a task: verified, authorised and compiled."""
+
+    release: Release
+    manifest: Manifest
+    authority: Authority
+    artifact: Artifact
+    signers: tuple[str, ...]  # key ids, in hex
+
+    @property
+    def digest(self) -> Digest:
+        """Of the module."""
+        return self.release.digest
+
+    @property
+    def key(self) -> ModuleKey:
+        """What sandboxes are born with."""
+        return ModuleKey(f"{self.digest} {' '.join(sorted(self.authority.functions))}")
+
+
+@dataclass(slots=True)
+class Job:
+    """One delivery and all that is known of it so far."""
+
+    delivery: Delivery
+    received_at: int  # ms
+    lease_until: float  # loop time
+    origin: Origin
+    request: TaskRequest
+    limits: Limits = field(default_factory=Limits)
+    admitted: Admitted | None = None
+    seq: int = 0  # in the pool; 0 until dispatched
+    dispatched_at: float = 0.0  # loop time
+    calls: dict[str, int] = field(default_factory=dict)  # mediated ones, by function
+    unavailable: str = ""  # the function whose service the mediator found down
+    stranded: int = 0  # sandboxes that died with it first in line and did not say who ran
+    settled: bool = False  # no longer ours: published and acked, given back, or lost
+
+    @property
+    def name(self) -> str:
+        """tenant/task id, for logs."""
+        return f"{self.request.tenant}/{self.request.task} {self.request.id}"
+
+
+def admitted_of(job: Job) -> Admitted:
+    """The module of a job that was dispatched."""
+    if job.admitted is None:
+        raise RuntimeError("a job without its module in the pool")
+    return job.admitted
+
+
+def _receipt(job: Job, engine: str, containment: str, **used: int) -> Receipt:
+    return Receipt(
+        digest=admitted_of(job).digest, input_bytes=len(job.request.input), engine=engine,
+        containment=containment, **used,
+    )  # fmt: skip
+
+
+def finished(job: Job, done: Done, engine: str, containment: str) -> Finished:
+    """How an attempt ended that ended by itself."""
+    receipt = _receipt(
+        job, engine, containment, fuel_used=done.fuel_used, memory_peak_bytes=done.memory_bytes,
+        guest_us=done.guest_us, host_us=done.host_us, host_calls=done.host_calls,
+        output_bytes=len(done.output), log_lines=len(done.logs), log_dropped=done.log_dropped,
+    )  # fmt: skip
+    logs = tuple(LogLine(level, text) for level, text in done.logs)
+    if not done.code:
+        return Finished(Result(done.output, admitted_of(job).manifest.output), receipt, logs)
+    code, message = done.code, done.message
+    if code == "guest.failed" and done.transient and job.unavailable:
+        # The guest gave up because a service was down: not this task's fault.
+        code, message = "capability.unavailable", f"`{job.unavailable}`: {message}"
+    failure = Failure(
+        code, message, facts=done.facts, transient=done.transient,
+        retry_after_ms=done.retry_after_ms,
+    )  # fmt: skip
+    return Finished(failure, receipt, logs)
+
+
+def killed(job: Job, code: str, facts: Facts, engine: str, containment: str) -> Finished:
+    """How an attempt ended whose sandbox died under it."""
+    elapsed_us = int((time.monotonic() - job.dispatched_at) * 1e6)
+    if code == "limit.deadline-exceeded":
+        facts = (("deadline_ms", job.limits.deadline_ms), *facts[1:])
+    receipt = _receipt(job, engine, containment, guest_us=elapsed_us)
+    return Finished(Failure(code, "", facts=facts), receipt)

@@ -1,0 +1,376 @@
+"""The sandboxes: which one runs what, when one is started, replaced or retired.
+
+A fixed number of slots; a sandbox serves one tenant for life and holds the modules it was born
+with. A slot goes through
+
+    free → starting → ready → retiring (ends what it has, takes nothing new) → free
+
+and any death leads to free. What a dying sandbox had not ended is dispatched again, except the
+attempt that ran.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from executor.core.frames import (
+    MODULES_MAX,
+    WINDOW_BYTES,
+    WINDOW_TASKS,
+    Answer,
+    Call,
+    Done,
+    Load,
+    Run,
+)
+from executor.errors import TABLE, Class
+from executor.model import Failure, Finished, Receipt
+from executor.supervisor.job import Admitted, Job, ModuleKey, admitted_of, finished, killed
+from executor.supervisor.process import REQUIRED_LAYERS, Death, SandboxProcess, is_confined
+
+# Work that may lie behind a running attempt, in seconds of guest time: enough to hide the hop.
+_WINDOW_S: Final = 0.02
+# A busy sandbox of another tenant is taken over only after this long: a start costs 0.1 s.
+_TURN_S: Final = 0.5
+_START_DELAYS_S: Final = (0.1, 0.5, 2.0, 5.0)
+# After so many failed starts in a row the tasks that wait are put off instead of held.
+_STARTS_MAX: Final = 3
+# A sandbox that dies without saying who ran costs nobody anything so often; then the first in line
+# is blamed, or one that hides it could be started again for ever.
+_STRANDED_MAX: Final = 2
+# Mean times of modules that are kept; beyond, all are learned anew.
+_MEANS_MAX: Final = 1_000
+
+
+class PoolOwner(Protocol):
+    """The pipeline, as the pool sees it."""
+
+    def on_finished(self, job: Job, finished: Finished) -> None:
+        """An attempt ended, one way or another."""
+
+    def on_again(self, job: Job) -> None:
+        """A job was sent to a sandbox that died before it could run: dispatch it again."""
+
+    async def on_call(self, job: Job, call: Call) -> Answer:
+        """Serve a mediated call."""
+
+    def on_event(self, name: str, **facts: str | int) -> None:
+        """Something an operator may want to see."""
+
+
+@dataclass
+class Pool:
+    """See the module. All methods run on the event loop's thread and do not block."""
+
+    owner: PoolOwner
+    count: int
+    modules_of: Callable[[str], Sequence[Admitted]]  # what a tenant's sandboxes are born with
+    attempts_per_sandbox_max: int = 50_000
+    containment: str = "required"
+    _sandboxes: list[SandboxProcess] = field(default_factory=list)
+    _queues: dict[str, deque[Job]] = field(default_factory=dict)
+    _mean_s: dict[ModuleKey, float] = field(default_factory=dict)
+    _next_seq: int = 1
+    _pumping: bool = False
+    _failures: dict[str, tuple[int, float]] = field(default_factory=dict)  # count, not before
+    _last_start: dict[str, float] = field(default_factory=dict)
+    _closing: bool = False
+    _calls: set[asyncio.Task[None]] = field(default_factory=set)
+    _empty: asyncio.Event = field(default_factory=asyncio.Event)
+    started: int = 0
+    died: int = 0
+
+    def dispatch(self, job: Job) -> None:
+        """Run `job` as soon as a sandbox of its tenant has room."""
+        self._queues.setdefault(job.request.tenant, deque()).append(job)
+        self._pump_soon()
+
+    def take_waiting(self) -> list[Job]:
+        """Remove and return everything that was not yet sent to a sandbox."""
+        jobs = [job for queue in self._queues.values() for job in queue]
+        self._queues.clear()
+        return jobs
+
+    def drop(self, job: Job) -> None:
+        """Forget a job whose lease was lost: unqueue it, or end the sandbox that runs it."""
+        queue = self._queues.get(job.request.tenant)
+        if queue is not None and job in queue:
+            queue.remove(job)
+        for sandbox in self._sandboxes:
+            if sandbox.runs(job):
+                sandbox.kill("", "the lease of what it ran was lost")
+
+    def warm(self, tenant: str) -> None:
+        """Start a sandbox for a tenant ahead of its first task, if a slot is free."""
+        if len(self._sandboxes) < self.count and self.modules_of(tenant):
+            self._start(tenant, None)
+
+    def retire_all(self) -> None:
+        """Let every sandbox end what it has and replace it: policy or trust changed."""
+        for sandbox in list(self._sandboxes):
+            self._retire(sandbox)
+
+    def retire_module(self, digest: str) -> None:
+        """End the sandboxes that hold a module, now."""
+        for sandbox in list(self._sandboxes):
+            if any(key.startswith(digest) for key in sandbox.modules):
+                sandbox.kill("", "its module was revoked")
+
+    async def close(self) -> None:
+        """End all sandboxes at once and wait until they are gone."""
+        self._closing = True
+        for sandbox in list(self._sandboxes):
+            sandbox.kill("", "closing")
+        while self._sandboxes:
+            self._empty.clear()
+            await self._empty.wait()
+        for call in list(self._calls):
+            call.cancel()
+        await asyncio.gather(*self._calls, return_exceptions=True)
+
+    def statistics(self) -> dict[str, int]:
+        """Counts for metrics and tests."""
+        return {
+            "sandboxes": len(self._sandboxes),
+            "ready": sum(s.ready for s in self._sandboxes),
+            "running": sum(s.outstanding for s in self._sandboxes),
+            "waiting": sum(map(len, self._queues.values())),
+            "started": self.started, "died": self.died,
+        }  # fmt: skip
+
+    def pids(self) -> dict[int, str]:
+        """The live sandboxes and their tenants."""
+        return {sandbox.pid: sandbox.tenant for sandbox in self._sandboxes}
+
+    # Dispatching.
+
+    def _pump_soon(self, delay_s: float = 0.0) -> None:
+        loop = asyncio.get_running_loop()
+        if delay_s:
+            loop.call_later(delay_s, self._pump_soon)
+        elif not self._pumping:
+            self._pumping = True
+            loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._pumping = False
+        if self._closing:
+            return
+        for tenant, queue in list(self._queues.items()):
+            while queue and (sandbox := self._with_room(tenant, queue[0])) is not None:
+                self._send(sandbox, queue.popleft())
+            if not queue:
+                del self._queues[tenant]
+        for tenant in sorted(self._queues, key=self._turn):
+            self._make_room(tenant, self._queues[tenant][0])
+
+    def _turn(self, tenant: str) -> tuple[int, float]:
+        """Who is next to get a free slot: who has fewest, then who was served longest ago."""
+        own = sum(sandbox.tenant == tenant for sandbox in self._sandboxes)
+        return own, self._last_start.get(tenant, 0.0)
+
+    def _with_room(self, tenant: str, job: Job) -> SandboxProcess | None:
+        key = admitted_of(job).key
+        mean = self._mean_s.get(key, _WINDOW_S)
+        window = max(2, min(WINDOW_TASKS, int(_WINDOW_S / max(mean, 1e-6))))
+        size = len(job.request.input)
+        best: SandboxProcess | None = None
+        for sandbox in self._sandboxes:
+            if (
+                sandbox.tenant == tenant and sandbox.ready and not sandbox.retiring
+                and key in sandbox.modules and sandbox.has_room(window, size, WINDOW_BYTES)
+                and (best is None or sandbox.outstanding < best.outstanding)
+            ):  # fmt: skip
+                best = sandbox
+        return best
+
+    def _send(self, sandbox: SandboxProcess, job: Job) -> None:
+        limits = job.limits
+        job.seq = self._next_seq
+        job.dispatched_at = time.monotonic()
+        job.unavailable = ""
+        self._next_seq += 1
+        sandbox.run(job, Run(
+            seq=job.seq, module=sandbox.modules[admitted_of(job).key], input=job.request.input,
+            fuel=limits.fuel, memory_bytes=limits.memory_bytes,
+            table_elements=limits.table_elements, output_bytes=limits.output_bytes,
+            log_bytes=limits.log_bytes, log_lines=limits.log_lines, calls=limits.calls,
+            mediated_calls=limits.mediated_calls,
+        ))  # fmt: skip
+        if sandbox.attempts >= self.attempts_per_sandbox_max:
+            self._retire(sandbox)
+
+    # Slots.
+
+    def _make_room(self, tenant: str, job: Job) -> None:
+        """A job waits: start a sandbox, or free a slot for one, unless that is under way."""
+        now = time.monotonic()
+        _, not_before = self._failures.get(tenant, (0, 0.0))
+        if now < not_before:
+            self._pump_soon(not_before - now)
+            return
+        key = admitted_of(job).key
+        own = [s for s in self._sandboxes if s.tenant == tenant and not s.retiring]
+        fitting = [s for s in own if key in s.modules]
+        if any(not s.ready for s in fitting):
+            return  # one is starting
+        if len(self._sandboxes) < self.count:
+            self._start(tenant, job)
+            return
+        if any(s.retiring for s in self._sandboxes):
+            return  # a slot is about to be free
+        if fitting and not self._is_owed_more(tenant):
+            return
+        victim = self._victim(tenant, own, fitting)
+        if victim is not None:
+            self._retire(victim)
+        else:
+            self._pump_soon(_TURN_S / 5)
+
+    def _is_owed_more(self, tenant: str) -> bool:
+        """Whether another tenant keeps an idle sandbox while this one waits."""
+        return any(s.tenant != tenant and not s.outstanding and s.ready for s in self._sandboxes
+                   if not self._queues.get(s.tenant))  # fmt: skip
+
+    def _victim(
+        self, tenant: str, own: Sequence[SandboxProcess], fitting: Sequence[SandboxProcess]
+    ) -> SandboxProcess | None:
+        """Which sandbox makes way: an own one without the module, an idle one, the oldest."""
+        unfit = [s for s in own if s not in fitting and s.ready]
+        if unfit:
+            return min(unfit, key=lambda s: s.outstanding)
+        others = [s for s in self._sandboxes if s.tenant != tenant and s.ready]
+        idle = [s for s in others if not s.outstanding]
+        if idle:
+            return min(idle, key=lambda s: s.born)
+        old = [s for s in others if time.monotonic() - s.born >= _TURN_S]
+        return min(old, key=lambda s: s.born, default=None)
+
+    def _start(self, tenant: str, job: Job | None) -> None:
+        self._last_start[tenant] = time.monotonic()
+        wanted = [admitted_of(job)] if job else []
+        wanted += self.modules_of(tenant)
+        modules: dict[ModuleKey, Admitted] = {}
+        for admitted in wanted:
+            if len(modules) < MODULES_MAX:
+                modules.setdefault(admitted.key, admitted)
+        load = Load(tuple(
+            (admitted.artifact.fd, tuple(sorted(admitted.authority.functions)))
+            for admitted in modules.values()
+        ))  # fmt: skip
+        sandbox = SandboxProcess(
+            owner=self, tenant=tenant, loop=asyncio.get_running_loop(),
+            modules={key: index for index, key in enumerate(modules)},
+        )  # fmt: skip
+        fds = sorted({admitted.artifact.fd for admitted in modules.values()})
+        try:
+            sandbox.start(load, fds)
+        except OSError as error:
+            self._start_failed(tenant, f"errno {error.errno}")
+            return
+        self.started += 1
+        self._sandboxes.append(sandbox)
+        self.owner.on_event("sandbox.started", tenant=tenant, pid=sandbox.pid)
+
+    def _retire(self, sandbox: SandboxProcess) -> None:
+        sandbox.retiring = True
+        if not sandbox.outstanding:
+            sandbox.kill("", "retired")
+
+    def _start_failed(self, tenant: str, detail: str, code: str = "sandbox.start-failed") -> None:
+        count, _ = self._failures.get(tenant, (0, 0.0))
+        delay = _START_DELAYS_S[min(count, len(_START_DELAYS_S) - 1)]
+        self._failures[tenant] = (count + 1, time.monotonic() + delay)
+        self.owner.on_event("sandbox.start-failed", tenant=tenant, code=code, detail=detail)
+        if count + 1 >= _STARTS_MAX:
+            # Nothing ran, so no attempt may be counted, whatever ended the process.
+            if TABLE[code].klass is not Class.SYSTEMIC:
+                code = "sandbox.start-failed"
+            # What a sandbox that lives can run waits for that one.
+            own = [s for s in self._sandboxes if s.tenant == tenant and s.ready]
+            served = {key for sandbox in own if not sandbox.retiring for key in sandbox.modules}
+            jobs = self._queues.pop(tenant, deque())
+            self._queues[tenant] = deque(j for j in jobs if admitted_of(j).key in served)
+            for job in jobs:
+                if admitted_of(job).key not in served:
+                    self.owner.on_finished(job, Finished(Failure(code, detail), Receipt()))
+        self._pump_soon(delay)
+
+    # What sandboxes say.
+
+    def on_ready(self, sandbox: SandboxProcess) -> None:
+        """A sandbox claims to be locked down; look for ourselves before believing it."""
+        missing = REQUIRED_LAYERS - set(sandbox.layers)
+        if missing or not is_confined(sandbox.pid):
+            if self.containment == "required":
+                names = ", ".join(sorted(missing)) or "no-new-privs"
+                sandbox.ready = False  # it never was, for whoever counts failed starts
+                sandbox.kill("sandbox.containment-missing", names)
+                return
+            self.owner.on_event("sandbox.weakened", missing=", ".join(sorted(missing)))
+        self._failures.pop(sandbox.tenant, None)
+        self._pump_soon()
+
+    def on_done(self, sandbox: SandboxProcess, job: Job, done: Done) -> None:
+        """An attempt ended by itself."""
+        admitted = admitted_of(job)
+        took = (done.guest_us + done.host_us) / 1e6
+        if len(self._mean_s) > _MEANS_MAX:
+            self._mean_s.clear()
+        mean = self._mean_s.get(admitted.key, took)
+        self._mean_s[admitted.key] = 0.9 * mean + 0.1 * took
+        self._after(sandbox)
+        self.owner.on_finished(job, finished(job, done, sandbox.engine, sandbox.containment))
+
+    def _after(self, sandbox: SandboxProcess) -> None:
+        if sandbox.retiring and not sandbox.outstanding:
+            sandbox.kill("", "retired")
+        if self._queues:
+            self._pump_soon()
+
+    def on_call(self, sandbox: SandboxProcess, job: Job, call: Call) -> None:
+        """Hand a call to the mediator; its answer comes when it comes."""
+
+        async def serve() -> None:
+            answer = await self.owner.on_call(job, call)
+            sandbox.answer(answer)
+
+        task = asyncio.get_running_loop().create_task(serve())
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
+
+    def on_dead(self, sandbox: SandboxProcess, death: Death, jobs: list[Job]) -> None:
+        """Free the slot, settle the attempt that ran, dispatch the rest again."""
+        self._sandboxes.remove(sandbox)
+        self._empty.set()
+        self.died += bool(death.code)
+        if death.code:
+            self.owner.on_event("sandbox.died", tenant=sandbox.tenant, pid=sandbox.pid,
+                                code=death.code, detail=death.detail)  # fmt: skip
+        guilty = _to_blame(death, jobs)
+        for job in jobs:
+            if job.seq == guilty:
+                facts = (("ended", death.detail), *death.facts)
+                self.owner.on_finished(
+                    job, killed(job, death.code, facts, sandbox.engine, sandbox.containment)
+                )
+            elif not self._closing:
+                self.owner.on_again(job)
+        if not death.ready and death.code:
+            self._start_failed(sandbox.tenant, death.detail, death.code)
+        if not self._closing:
+            self._pump_soon()
+
+
+def _to_blame(death: Death, jobs: Sequence[Job]) -> int:
+    """The number of the attempt that pays for this death; 0: none does."""
+    if not death.code or not jobs or any(job.seq == death.guilty for job in jobs):
+        return death.guilty if death.code else 0
+    first = jobs[0]
+    first.stranded += 1
+    return first.seq if first.stranded > _STRANDED_MAX else 0

@@ -1,0 +1,94 @@
+"""What the supervisor needs from the outside, as protocols.
+
+NATS fills them in `serve`, plain objects in `executor run`, scripts in tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+from executor.core.policy import Policy, Publisher
+from executor.core.seal import Opener
+from executor.model import Answer, Digest, Outgoing, Release, StoredMessage
+
+
+class Outbox(Protocol):
+    """Publishes durably and settles deliveries; nothing here awaits."""
+
+    def publish(
+        self, outgoing: Outgoing, on_answer: Callable[[Answer], None], deadline_s: float
+    ) -> None:
+        """Store a message; the answer comes exactly once."""
+
+    def ack(self, lease: str) -> None:
+        """The delivery is settled."""
+
+    def nak(self, lease: str, delay_ms: int = 0) -> None:
+        """Hand the message over again."""
+
+    def progress(self, lease: str) -> None:
+        """Renew the lease."""
+
+
+class Records(Protocol):
+    """Reads terminal records."""
+
+    def read(self, tenant: str, task: str, task_id: str) -> Awaitable[Sequence[StoredMessage]]:
+        """What is stored under the result and the dead subject of a task id."""
+
+
+class Modules(Protocol):
+    """Finds releases and module bytes."""
+
+    def release(self, tenant: str, task: str) -> Release | None:
+        """What the task name stands for now, from a local view that is kept up to date."""
+
+    def releases(self) -> Sequence[Release]:
+        """All of them."""
+
+    def get(self, digest: Digest, max_bytes: int) -> Awaitable[bytes | None]:
+        """The bytes stored under a digest, not yet verified; None when there are none."""
+
+
+class KvStore(Protocol):
+    """One tenant's bucket."""
+
+    def get(self, key: str) -> Awaitable[bytes | None]:
+        """The value, or None."""
+
+    def put(self, key: str, value: bytes) -> Awaitable[None]:
+        """Set it."""
+
+    def delete(self, key: str) -> Awaitable[None]:
+        """Remove it; removing what is not there is no error."""
+
+
+class Stores(Protocol):
+    """The buckets by tenant."""
+
+    def kv(self, tenant: str) -> KvStore:
+        """The tenant's bucket."""
+
+
+class Trust(Protocol):
+    """Whom we believe, for what; a new value after each reload."""
+
+    def publishers(self, tenant: str, task: str) -> Sequence[Publisher]:
+        """The keys that may sign modules of this task."""
+
+    def policy(self) -> Policy:
+        """Tenants, grants, ceilings."""
+
+    def opener(self) -> Opener:
+        """Checks what executors signed."""
+
+    def is_revoked(self, *names: str) -> bool:
+        """Whether a digest or key id is revoked."""
+
+
+class Intake(Protocol):
+    """Where deliveries come from."""
+
+    def completed(self, tenant: str) -> None:
+        """One delivery of this tenant is settled: its credit may be given out again."""

@@ -1,0 +1,53 @@
+"""Puts the supervisor together from its ports; `serve` and `run` differ in those alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from executor.config import Config
+from executor.core.signature import SecretKey
+from executor.supervisor.mediator import Mediator
+from executor.supervisor.pipeline import Pipeline
+from executor.supervisor.pool import Pool
+from executor.supervisor.ports import Intake, Modules, Outbox, Records, Stores, Trust
+from executor.supervisor.registry import Registry
+from executor.supervisor.settling import Settler
+from executor.telemetry import Telemetry
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Everything outside the supervisor."""
+
+    trust: Trust
+    modules: Modules
+    stores: Stores
+    outbox: Outbox
+    records: Records
+    intake: Intake
+
+
+def assemble(config: Config, ports: Ports, *, key: SecretKey, telemetry: Telemetry) -> Pipeline:
+    """A pipeline with its pool, registry, mediator and settler; nothing is started yet."""
+    registry = Registry(
+        ports.modules, ports.trust, compile_deadline_ms=config.number("sandbox.compile_deadline_ms")
+    )
+    settler = Settler(
+        environment=config.text("host.environment"), key=key, rules=config.rules,
+        trust=ports.trust, outbox=ports.outbox, records=ports.records, telemetry=telemetry,
+        # The two know each other: the names are looked up when they are called.
+        on_settled=lambda job, what: pipeline.on_settled(job, what),  # noqa: PLW0108
+        now_ms=lambda: pipeline.now_ms(),  # noqa: PLW0108
+    )  # fmt: skip
+    pipeline = Pipeline(
+        environment=config.text("host.environment"), rules=config.rules,
+        ack_wait_ms=config.number("delivery.ack_wait_ms"), trust=ports.trust, registry=registry,
+        mediator=Mediator(ports.stores), settler=settler, outbox=ports.outbox,
+        records=ports.records, intake=ports.intake, telemetry=telemetry,
+    )  # fmt: skip
+    pipeline.pool = Pool(
+        owner=pipeline, count=config.number("sandbox.count"), modules_of=registry.of_tenant,
+        attempts_per_sandbox_max=config.number("sandbox.attempts_per_sandbox_max"),
+        containment=config.text("sandbox.containment"),
+    )  # fmt: skip
+    return pipeline

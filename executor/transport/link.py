@@ -1,0 +1,290 @@
+"""nats-py's client, made to last: it reconnects with jitter for as long as it takes.
+
+nats-py reconnects by itself, but gives up and closes where the server says why it hung up (an
+expired login, an oversized message): then a new client takes over with the same subscriptions. What
+was unsent in the old one is lost, as it is when a socket breaks; whoever needs certainty repeats on
+`reconnected`. A refused permission arrives as text in an error callback: it goes out as an event
+and to the listeners of `violation`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import Callable
+from typing import Any, Final
+
+import nats.errors
+from nats.aio.client import Client, Server
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription as Inner
+from nats.protocol import parser
+
+from executor.errors import ExecutorError
+from executor.transport.backoff import Backoff
+from executor.transport.settings import Settings
+
+Message = Msg
+Event = Callable[[str, dict[str, str | int]], None]
+
+BUFFER_MAX: Final = 64 * 1024 * 1024  # bytes of nats-py's send buffer
+_VIOLATION: Final = re.compile(r'permissions violation for (publish|subscription)[a-z ]* "([^"]+)"')
+_QUIET: Final = (nats.errors.Error, OSError)
+
+
+def guarded(on_event: Event) -> Event:
+    """Keep an event sink that raises (a closed stderr) from ending a reconnect or a pull."""
+
+    def event(name: str, facts: dict[str, str | int]) -> None:
+        try:
+            on_event(name, facts)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is not the transport's
+            context = {"message": f"the sink of event {name} raised", "exception": error}
+            asyncio.get_running_loop().call_exception_handler(context)
+
+    return event
+
+
+# The server takes any byte but these in a subject; nats-py's own patterns also stop at vertical
+# tabs and form feeds, so that one task on such a subject would end every connection that it is
+# delivered to, for ever.
+_TOKEN: Final = rb"([^ \t\r\n]+)[ \t]+"
+_MSG: Final = re.compile(rb"\AMSG[ \t]+" + _TOKEN + _TOKEN + rb"(" + _TOKEN + rb")?(\d+)\r\n")
+_HMSG: Final = re.compile(
+    rb"\AHMSG[ \t]+" + _TOKEN + _TOKEN + rb"(" + _TOKEN + rb")?(\d+)[ \t]+(\d+)\r\n"
+)
+
+
+class _Client(Client):
+    """nats-py's client with three private methods mended (nats-py 2.16.0).
+
+    A submitter chooses the bytes of subject and headers. Where they are no UTF-8, or no headers at
+    all, nats-py raises inside its read loop, which then ends without a word: connected, and deaf.
+
+    Its `flush` gives up by cancelling the future of its PING; when the PONG comes after all,
+    setting that future's result raises and ends the read loop: connected, and deaf until the stale
+    connection is noticed much later (seen with a stopped server).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Module globals of nats-py: there is no other way to its patterns. They match all that
+        # the originals match in what a server sends.
+        parser.MSG_RE, parser.HMSG_RE = _MSG, _HMSG
+
+    async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
+        try:
+            return await super()._process_headers(headers)
+        except Exception:  # noqa: BLE001 - whatever it is, the message arrives without headers
+            return None
+
+    def _build_message(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
+    ) -> Msg:
+        return Msg(
+            _client=self, _sid=sid, subject=subject.decode("utf-8", "backslashreplace"),
+            reply=reply.decode("utf-8", "backslashreplace"), data=data, headers=headers,
+        )  # fmt: skip
+
+    async def _process_pong(self) -> None:
+        if not self._pongs:
+            return
+        future = self._pongs.pop(0)
+        if not future.done():
+            future.set_result(True)
+        self._pongs_received += 1
+        self._pings_outstanding = 0
+
+
+class Subscription:
+    """A subscription that outlives the client object it was made on."""
+
+    __slots__ = ("callback", "inner", "subject")
+
+    def __init__(self, subject: str, callback: Callable[[Message], None]) -> None:
+        self.subject = subject
+        self.callback = callback
+        self.inner: Inner | None = None
+
+    async def deliver(self, message: Message) -> None:
+        """nats-py takes coroutines only."""
+        self.callback(message)
+
+
+class Link:
+    """See the module. Listeners: `disconnected()`, `reconnected()`, `violation(subject)`."""
+
+    def __init__(self, settings: Settings, on_event: Event) -> None:
+        self.settings = settings
+        self.client: Client = _Client()
+        self.event = guarded(on_event)
+        self.subscriptions: set[Subscription] = set()
+        self._listeners: dict[str, list[Callable[..., None]]] = {}
+        self._backoff = Backoff(base=0.05, cap=2.0)
+        self._first: asyncio.Future[Exception] | None = None
+        self._reopening: asyncio.Task[None] | None = None
+        self.closing = False
+
+    def listen(self, event: str, listener: Callable[..., None]) -> Callable[[], None]:
+        """Call `listener` on an event; returns what removes it."""
+        listeners = self._listeners.setdefault(event, [])
+        listeners.append(listener)
+        return lambda: listeners.remove(listener) if listener in listeners else None
+
+    def _tell(self, event: str, *arguments: str) -> None:
+        for listener in tuple(self._listeners.get(event, ())):
+            listener(*arguments)
+
+    async def connect(self) -> None:
+        """Connect, once; `transport.disconnected` names the url without its login."""
+        client, first = self.client, asyncio.get_running_loop().create_future()
+        self._first = first
+        connecting = asyncio.ensure_future(client.connect(**self._options()))
+        try:
+            # nats-py would retry the first connect for ever too: its first error ends it here.
+            await asyncio.wait(
+                (connecting, first),
+                timeout=self.settings.connect_timeout_ms / 1000,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if connecting.done():
+                await connecting
+                return
+            reason = str(first.result()) if first.done() else "no answer in time"
+        except ImportError:
+            raise ExecutorError(
+                "config.missing",
+                "a credentials file needs the package nkeys",
+                hint='pip install "nats-py[nkeys]"',
+            ) from None
+        except (*_QUIET, ValueError) as error:
+            reason = str(error) or type(error).__name__
+        finally:
+            self._first = None
+        connecting.cancel()
+        with contextlib.suppress(asyncio.CancelledError, *_QUIET):
+            await connecting
+        await self._discard(client)
+        raise ExecutorError(
+            "transport.disconnected", reason.removeprefix("nats: "), url=self.settings.public_url()
+        )
+
+    async def _discard(self, client: Client) -> None:
+        with contextlib.suppress(asyncio.CancelledError, AssertionError, *_QUIET):
+            await client.close()
+
+    def _options(self) -> dict[str, Any]:
+        settings = self.settings
+        client = self.client
+        servers = settings.servers()
+        failures = 0
+
+        async def on_error(error: Exception) -> None:
+            nonlocal failures
+            failures += 1
+            # One failure of each listed server ends the first connect.
+            if self._first is not None:
+                if failures >= len(servers) and not self._first.done():
+                    self._first.set_result(error)
+                return
+            self._on_error(error)
+
+        async def on_disconnected() -> None:
+            if client is self.client and self._first is None and not self.closing:
+                self.event("disconnected", {"url": settings.public_url()})
+                self._tell("disconnected")
+
+        async def on_reconnected() -> None:
+            self._on_reconnected()
+
+        async def on_closed() -> None:
+            if client is self.client and self._first is None and not self.closing:
+                self._reopening = asyncio.get_running_loop().create_task(self._reopen())
+
+        return {
+            "servers": servers,
+            "name": settings.name,
+            "error_cb": on_error,
+            "disconnected_cb": on_disconnected,
+            "reconnected_cb": on_reconnected,
+            "closed_cb": on_closed,
+            "max_reconnect_attempts": -1,
+            "connect_timeout": settings.connect_timeout_ms / 1000,
+            "reconnect_time_wait": 0.1,
+            "reconnect_to_server_handler": self._choose,
+            "inbox_prefix": settings.inbox_prefix,
+            "pending_size": BUFFER_MAX,
+            "ping_interval": 20,  # two unanswered: a half-open connection ends within a minute
+            # Subjects are built by core.subjects; the others are checked where they come in.
+            "skip_subject_validation": True,
+            **({"user_credentials": settings.creds_file} if settings.creds_file else {}),
+        }
+
+    def _choose(self, servers: list[Server], _info: dict[str, Any]) -> tuple[Server | None, float]:
+        return min(servers, key=lambda server: server.reconnects), self._backoff.delay()
+
+    def _on_error(self, error: Exception) -> None:
+        text = str(error)
+        violation = _VIOLATION.search(text)
+        if violation is None:
+            self.event("error", {"what": type(error).__name__, "text": text[:200]})
+            return
+        action, subject = violation.groups()
+        self.event("permission-violation", {"action": action, "subject": subject})
+        self._tell("violation", subject)
+
+    def _on_reconnected(self) -> None:
+        self._backoff.reset()
+        self.event("reconnected", {"url": self.settings.public_url()})
+        self._tell("reconnected")
+
+    async def _reopen(self) -> None:
+        while not self.closing:
+            await asyncio.sleep(self._backoff.delay())
+            self.client = _Client()
+            try:
+                await self.connect()
+                for subscription in tuple(self.subscriptions):
+                    await self.attach(subscription)
+                await self.client.flush()
+            except (ExecutorError, *_QUIET) as error:
+                self.event("error", {"what": type(error).__name__, "text": str(error)[:200]})
+                continue
+            self._on_reconnected()
+            return
+
+    async def attach(self, subscription: Subscription) -> None:
+        """Subscribe on the present client."""
+        self.subscriptions.add(subscription)
+        # No limits: credit and windows bound what can arrive; past a limit nats-py drops messages.
+        subscription.inner = await self.client.subscribe(
+            subscription.subject,
+            cb=subscription.deliver,
+            pending_msgs_limit=0,
+            pending_bytes_limit=0,
+        )
+
+    async def detach(self, subscription: Subscription) -> None:
+        """End a subscription after all that the server already sent was delivered."""
+        self.subscriptions.discard(subscription)
+        inner, subscription.inner = subscription.inner, None
+        if inner is None:
+            return
+        with contextlib.suppress(TimeoutError, *_QUIET):
+            if self.client.is_connected:
+                # UNSUB, then a round trip, then the rest of the queue.
+                async with asyncio.timeout(self.settings.connect_timeout_ms / 1000):
+                    await inner.drain()  # type: ignore[no-untyped-call]
+                return
+        while inner.pending_msgs:  # noqa: ASYNC110 - nats-py has no event for it
+            await asyncio.sleep(0)
+        with contextlib.suppress(*_QUIET):
+            await inner.unsubscribe()
+
+    async def close(self) -> None:
+        """End; idempotent."""
+        self.closing = True
+        if self._reopening is not None:
+            self._reopening.cancel()
+        await self._discard(self.client)

@@ -1,0 +1,250 @@
+"""Publishing with certainty and without waiting: PubAcks on one inbox, repeated until confirmed.
+
+`publish` queues; the answer comes to a callback. An entry without answer is published again every
+`sweep_s` and on reconnect until its deadline: harmless for once-only records (the second gets
+`Conflict`) and for schedules (the last write of a subject wins). `ack`, `nak` and `progress` are
+plain publishes in the same order: a lost one means one more delivery, nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Final
+
+from executor.model import Answer, Conflict, Outgoing, Refused, Stored, Unconfirmed
+from executor.transport import api
+from executor.transport.connection import Connection, Message, Subscription
+from executor.transport.pull import NAK
+from executor.transport.streams import MESSAGE_MAX_BYTES, SCHEDULE_MARGIN
+
+_PROGRESS: Final = b"+WPI"
+_NS_PER_MS: Final = 1_000_000
+_TEMPORARY: Final = 500  # codes from here on say that the server could not, not that it would not
+_FORBIDDEN: Final = 403
+_TOO_LARGE: Final = 413
+_UNAVAILABLE: Final = 503
+
+
+def wire_headers(outgoing: Outgoing) -> dict[str, str] | None:
+    """All headers of a message as they travel."""
+    headers = dict(outgoing.headers)
+    if outgoing.once:
+        headers["Nats-Expected-Last-Subject-Sequence"] = str(outgoing.expected_sequence)
+        headers["Nats-Expected-Last-Subject-Sequence-Subject"] = outgoing.once
+    if outgoing.schedule_target:
+        at = datetime.fromtimestamp(outgoing.schedule_at_ms / 1000, UTC)
+        headers["Nats-Schedule"] = f"@at {at.isoformat(timespec='milliseconds')}"
+        headers["Nats-Schedule-Target"] = outgoing.schedule_target
+    return headers or None
+
+
+class _Entry:
+    __slots__ = ("body", "deadline", "headers", "on_answer", "refused", "sent_at", "subject")
+
+    def __init__(
+        self,
+        outgoing: Outgoing,
+        headers: dict[str, str] | None,
+        on_answer: Callable[[Answer], None],
+    ) -> None:
+        self.subject = outgoing.subject
+        self.body = outgoing.body
+        self.headers = headers
+        self.on_answer = on_answer
+        self.deadline = 0.0
+        self.sent_at = 0.0
+        self.refused: Refused | None = None
+
+
+class Outbox:
+    """See the module.
+
+    `patient`            temporary refusals are repeated too, until the deadline.
+    `schedule_max_bytes` bound of a schedule with its headers; goes with the streams' Options.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        sweep_s: float = 5.0,
+        patient: bool = True,
+        schedule_max_bytes: int = MESSAGE_MAX_BYTES - SCHEDULE_MARGIN,
+    ) -> None:
+        self._connection = connection
+        self._sweep_s = sweep_s
+        self._patient = patient
+        self._schedule_max_bytes = schedule_max_bytes
+        self._entries: dict[str, _Entry] = {}
+        self._count = 0
+        self._repeats = 0
+        self._inbox = ""
+        self._skip = 0
+        self._subscription: Subscription | None = None
+        self._unlisten: list[Callable[[], None]] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    async def start(self) -> None:
+        """Subscribe to the inbox of PubAcks."""
+        self._inbox = self._connection.inbox()
+        self._skip = len(self._inbox) + 1
+        self._subscription = await self._connection.subscribe(f"{self._inbox}.*", self._on_answer)
+        self._unlisten = [
+            self._connection.listen("reconnected", self._repeat_all),
+            self._connection.listen("violation", self._on_violation),
+        ]
+
+    async def stop(self) -> None:
+        """End; what is pending is answered `Unconfirmed`."""
+        for unlisten in self._unlisten:
+            unlisten()
+        self._unlisten = []
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            await self._connection.unsubscribe(subscription)
+        for number in tuple(self._entries):
+            self._settle(number, Unconfirmed())
+
+    @property
+    def pending(self) -> int:
+        """How many publishes have no answer yet."""
+        return len(self._entries)
+
+    def statistics(self) -> dict[str, int]:
+        """Levels and counters."""
+        return {
+            "pending": len(self._entries),
+            "published": self._count,
+            "repeats": self._repeats,
+        }
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Wait until every publish has its answer and the acks have left; False: not in time."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._empty.wait()
+        except TimeoutError:
+            return False
+        await self._connection.flush(timeout_s=max(timeout_s, 0.1))
+        return True
+
+    # Publishing.
+
+    def publish(
+        self, outgoing: Outgoing, on_answer: Callable[[Answer], None], deadline_s: float
+    ) -> None:
+        """Queue a message; `on_answer` is called once, at the latest `deadline_s` from now.
+
+        (Plus half a sweep.) It never runs before `publish` returns.
+        """
+        loop = asyncio.get_running_loop()
+        headers = wire_headers(outgoing)
+        size = len(outgoing.body) + api.header_size(headers)
+        limit = self._connection.max_payload  # beyond it the server would hang up
+        if outgoing.schedule_target:
+            limit = min(limit, self._schedule_max_bytes)
+        if size > limit:
+            loop.call_soon(on_answer, Refused(_TOO_LARGE, f"{size} bytes, the limit is {limit}"))
+            return
+        entry = _Entry(outgoing, headers, on_answer)
+        now = loop.time()
+        entry.deadline = now + deadline_s
+        self._count += 1
+        number = str(self._count)
+        self._entries[number] = entry
+        self._empty.clear()
+        self._send(number, entry, now)
+        if self._timer is None:
+            self._timer = loop.call_later(self._sweep_s / 2, self._sweep)
+
+    def _send(self, number: str, entry: _Entry, now: float) -> None:
+        # Not while disconnected: the reconnect sends it, once.
+        if self._connection.connected:
+            entry.sent_at = now
+            self._connection.send(
+                entry.subject, entry.body, f"{self._inbox}.{number}", entry.headers
+            )
+
+    def _settle(self, number: str, answer: Answer) -> None:
+        entry = self._entries.pop(number, None)
+        if entry is None:
+            return  # the answer to a repeat
+        if not self._entries:
+            self._empty.set()
+        entry.on_answer(answer)
+
+    def _on_answer(self, message: Message) -> None:
+        number = message.subject[self._skip :]
+        if not message.data:  # status 503: no stream takes this subject
+            self._refuse(number, Refused(_UNAVAILABLE, "no stream takes this subject"), retry=True)
+            return
+        try:
+            answer = api.decode(message.data)
+            stored = Stored(int(answer["seq"]), bool(answer.get("duplicate")))
+        except api.ApiError as error:
+            if error.err_code in api.CONFLICTS:
+                self._settle(number, Conflict())
+            else:
+                refused = Refused(error.err_code or error.code, error.description)
+                self._refuse(number, refused, retry=error.code >= _TEMPORARY)
+            return
+        except (KeyError, TypeError, ValueError):
+            self._refuse(number, Refused(0, "not a PubAck"), retry=True)
+            return
+        self._settle(number, stored)
+
+    def _refuse(self, number: str, refused: Refused, *, retry: bool) -> None:
+        entry = self._entries.get(number)
+        if entry is not None and retry and self._patient:
+            entry.refused = refused
+            return
+        self._settle(number, refused)
+
+    def _on_violation(self, subject: str) -> None:
+        for number, entry in tuple(self._entries.items()):
+            if entry.subject.lower() == subject:
+                self._settle(number, Refused(_FORBIDDEN, "the permission is missing"))
+
+    # Repeating.
+
+    def _repeat_all(self) -> None:
+        now = asyncio.get_running_loop().time()
+        for number, entry in self._entries.items():
+            self._repeats += 1
+            self._send(number, entry, now)
+
+    def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        try:
+            for number, entry in tuple(self._entries.items()):
+                if now >= entry.deadline:
+                    self._settle(number, entry.refused or Unconfirmed())
+                elif now - entry.sent_at >= self._sweep_s:
+                    self._repeats += 1
+                    self._send(number, entry, now)
+        finally:  # a callback that raises must not end the sweep
+            more = bool(self._entries)
+            self._timer = loop.call_later(self._sweep_s / 2, self._sweep) if more else None
+
+    # Leases.
+
+    def ack(self, lease: str) -> None:
+        """Settle a delivery: the server forgets it."""
+        self._connection.send(lease)
+
+    def nak(self, lease: str, delay_ms: int = 0) -> None:
+        """Give a delivery back, to come again after `delay_ms`."""
+        payload = NAK + b' {"delay":%d}' % (delay_ms * _NS_PER_MS) if delay_ms > 0 else NAK
+        self._connection.send(lease, payload)
+
+    def progress(self, lease: str) -> None:
+        """Renew a lease for another `ack_wait`."""
+        self._connection.send(lease, _PROGRESS)

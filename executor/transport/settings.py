@@ -1,0 +1,34 @@
+"""Where and as whom to connect, and what of it may be shown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """`url` may list several servers, separated by commas."""
+
+    url: str
+    creds_file: str = ""
+    name: str = "executor"
+    inbox_prefix: str = "_INBOX"
+    connect_timeout_ms: int = 2_000
+
+    def servers(self) -> list[str]:
+        """The servers of `url`."""
+        return [server.strip() for server in self.url.split(",") if server.strip()]
+
+    def public_url(self) -> str:
+        """`url` without logins."""
+        return ",".join(_without_login(server) for server in self.servers())
+
+
+def _without_login(url: str) -> str:
+    try:
+        parts = urlsplit(url if "://" in url else f"nats://{url}")
+        # The part after the last @, never re-assembled from what a parser understood.
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+    except ValueError:
+        return "(not a url)"

@@ -1,0 +1,1 @@
+"""Where trust comes from, behind one port."""

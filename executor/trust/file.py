@@ -1,0 +1,45 @@
+"""Trust from `executor.toml`: for development and the first steps.
+
+[[publisher]], [[executor]] and `trust.revoked` of the file, as the supervisor's and the client's
+trust port. Whoever can write the file decides; a signed source comes beside this one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from executor.config import Config
+from executor.core.policy import Policy, Publisher
+from executor.core.seal import Opener
+
+
+class FileTrust:
+    """See the module. `replace` puts a newly read configuration in force."""
+
+    def __init__(self, config: Config) -> None:
+        self.replace(config)
+
+    def replace(self, config: Config) -> None:
+        """Believe another configuration from now on."""
+        self._config = config
+        self._opener = Opener(
+            config.text("host.environment"),
+            {entry.key.key_id.hex(): entry for entry in config.executors},
+            config.revoked,
+        )
+
+    def publishers(self, tenant: str, task: str) -> Sequence[Publisher]:
+        """The keys that may sign modules of this task; revoked ones too, to name them."""
+        return [p for p in self._config.publishers if p.may_sign(tenant, task)]
+
+    def policy(self) -> Policy:
+        """Tenants, grants, ceilings."""
+        return self._config.policy
+
+    def opener(self) -> Opener:
+        """Checks what executors signed."""
+        return self._opener
+
+    def is_revoked(self, *names: str) -> bool:
+        """Whether a digest or key id is revoked."""
+        return any(name in self._config.revoked for name in names)

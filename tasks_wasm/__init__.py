@@ -1,0 +1,1 @@
+"""Example tasks, built: data for `executor demo`, the tests and newcomers."""

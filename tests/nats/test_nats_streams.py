@@ -1,0 +1,277 @@
+"""Streams as desired: made once, compared, mended; schedules travel all the way."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+
+import pytest
+
+from executor.core import subjects
+from executor.errors import ExecutorError
+from executor.model import Answer, Delivery, Outgoing, Refused, Stored
+from executor.transport import streams
+from executor.transport.api import ApiError, header_size
+from executor.transport.outbox import Outbox, wire_headers
+from executor.transport.pull import Pull
+from executor.transport.streams import TenantQueue
+from tests.servers import Events, NatsServer, connect, eventually, run
+
+ACME = TenantQueue("acme")
+BETA = TenantQueue("beta")
+
+
+def test_apply_twice_changes_nothing(server: NatsServer) -> None:
+    """The second `apply` finds everything as the first left it, and `check` agrees."""
+
+    async def body() -> None:
+        connection = await connect(server)
+        first = await streams.apply(connection, [ACME, BETA])
+        assert {change.action for change in first} == {"created"}
+        assert [change.stream for change in first][:3] == ["LATER", "KV_CONTROL", "OBJ_MODULES"]
+        second = await streams.apply(connection, [ACME, BETA])
+        assert {change.action for change in second} == {"unchanged"}
+        await streams.check(connection, [ACME, BETA])
+
+    run(body())
+
+
+@pytest.mark.covers("transport.stream-mismatch")
+def test_drift_is_found_and_mended(server: NatsServer) -> None:
+    """A changed field is named by `check` and put back by `apply`; what is not ours stays."""
+
+    async def body() -> None:
+        connection = await connect(server)
+        await streams.apply(connection, [ACME])
+        config = (await connection.api("STREAM.INFO.OUTCOMES_acme"))["config"]
+        config |= {"max_age": 3_600_000_000_000, "description": "an operator's note"}
+        await connection.api("STREAM.UPDATE.OUTCOMES_acme", config)
+        with pytest.raises(ExecutorError) as caught:
+            await streams.check(connection, [ACME])
+        assert caught.value.code == "transport.stream-mismatch"
+        assert caught.value.facts["stream"] == "OUTCOMES_acme"
+        assert caught.value.facts["field"] == "max_age"
+        changes = [c for c in await streams.apply(connection, [ACME]) if c.action != "unchanged"]
+        assert [(c.stream, c.action, c.fields) for c in changes] == [
+            ("OUTCOMES_acme", "updated", ("max_age",))
+        ]
+        info = await connection.api("STREAM.INFO.OUTCOMES_acme")
+        assert info["config"]["description"] == "an operator's note"
+
+    run(body())
+
+
+def test_drift_of_the_consumer_is_found_and_mended(server: NatsServer) -> None:
+    """A lease of another length is named as the consumer's field and put back."""
+
+    async def body() -> None:
+        connection = await connect(server)
+        await streams.apply(connection, [ACME], streams.Options(ack_wait_ms=5_000))
+        with pytest.raises(ExecutorError) as caught:
+            await streams.check(connection, [ACME])
+        assert caught.value.facts["stream"] == "TASKS_acme/executor"
+        assert caught.value.facts["field"] == "ack_wait"
+        await streams.apply(connection, [ACME])
+        await streams.check(connection, [ACME])
+
+    run(body())
+
+
+@pytest.mark.covers("transport.stream-missing")
+def test_a_missing_stream_is_named(server: NatsServer) -> None:
+    """`check` before `apply` says which stream does not exist."""
+
+    async def body() -> None:
+        connection = await connect(server)
+        with pytest.raises(ExecutorError) as caught:
+            await streams.check(connection, [ACME])
+        assert caught.value.code == "transport.stream-missing"
+        assert caught.value.facts["stream"] == "LATER"
+
+    run(body())
+
+
+def test_a_removed_tenant_leaves_nothing_and_others_alone(server: NatsServer) -> None:
+    """`remove_tenant` deletes that tenant's three streams; twice is harmless."""
+
+    async def body() -> None:
+        connection = await connect(server)
+        await streams.apply(connection, [ACME, BETA])
+        assert await streams.remove_tenant(connection, "acme") == [
+            "TASKS_acme",
+            "OUTCOMES_acme",
+            "KV_T_acme",
+        ]
+        assert await streams.remove_tenant(connection, "acme") == []
+        await streams.check(connection, [BETA])
+        with pytest.raises(ApiError):
+            await connection.api("STREAM.INFO.TASKS_acme")
+
+    run(body())
+
+
+def test_submitters_get_no_schedules_and_no_rollups(server: NatsServer) -> None:
+    """TASKS refuses the headers with which a submitter would steer the server."""
+
+    async def body() -> None:
+        connection = await connect(server)
+        await streams.apply(connection, [ACME])
+        for headers in (
+            {"Nats-Schedule": "@every 1s", "Nats-Schedule-Target": "task.acme.x"},
+            {"Nats-Rollup": "all"},
+            {"Nats-TTL": "1s"},
+        ):
+            with pytest.raises(ApiError):
+                await connection.store("task.acme.work", b"x", headers)
+
+    run(body())
+
+
+async def _schedule(outbox: Outbox, tenant: str, task_id: str, at_ms: int, body: bytes) -> None:
+    answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+    outgoing = Outgoing(
+        subjects.later(tenant, "work", task_id, 1),
+        body,
+        {"Traceparent": "00-1-2-03"},
+        schedule_at_ms=at_ms,
+        schedule_target=subjects.due(tenant, "work"),
+    )
+    outbox.publish(outgoing, answer.set_result, 10)
+    assert isinstance(await answer, Stored)
+
+
+def test_a_schedule_fires_into_its_tenants_queue(server: NatsServer) -> None:
+    """A retry waits in LATER, arrives as `task.…` with its body intact, and leaves LATER empty."""
+
+    async def body() -> None:
+        events = Events()
+        connection = await connect(server, events)
+        await streams.apply(connection, [ACME, BETA])
+        outbox = Outbox(connection)
+        await outbox.start()
+        arrived: asyncio.Queue[Delivery] = asyncio.Queue()
+        pulls = [
+            Pull(connection, tenant, window=8, on_delivery=arrived.put_nowait, on_event=events)
+            for tenant in ("acme", "beta")
+        ]
+        for pull in pulls:
+            await pull.start()
+        payload = bytes(range(256)) * 16
+        for tenant, ahead_ms in (("acme", 300), ("beta", -60_000)):
+            at_ms = int(time.time() * 1000) + ahead_ms
+            await _schedule(outbox, tenant, "id1", at_ms, payload)
+            delivery = await arrived.get()
+            assert time.time() * 1000 >= at_ms
+            assert delivery.subject == f"task.{tenant}.work"
+            assert delivery.tenant == tenant
+            assert delivery.data == payload
+            assert delivery.headers["Traceparent"] == "00-1-2-03"
+            assert delivery.headers["Nats-Scheduler"] == f"later.{tenant}.work.id1.1"
+            assert "Nats-Schedule-Target" not in delivery.headers
+            outbox.ack(delivery.lease)
+
+        async def later_is_empty() -> bool:
+            info = await connection.api("STREAM.INFO.LATER")
+            return bool(info["state"]["messages"] == 0)
+
+        await eventually(later_is_empty)
+        for pull in pulls:
+            await pull.stop()
+        await outbox.stop()
+
+    run(body())
+
+
+def test_the_last_write_of_a_schedule_wins(server: NatsServer) -> None:
+    """Writing a schedule's subject again replaces it: one delivery, with the newer body."""
+
+    async def body() -> None:
+        events = Events()
+        connection = await connect(server, events)
+        await streams.apply(connection, [ACME])
+        outbox = Outbox(connection)
+        await outbox.start()
+        arrived: asyncio.Queue[Delivery] = asyncio.Queue()
+        pull = Pull(connection, "acme", window=8, on_delivery=arrived.put_nowait, on_event=events)
+        await pull.start()
+        now = int(time.time() * 1000)
+        await _schedule(outbox, "acme", "id1", now + 60_000, b"old")
+        await _schedule(outbox, "acme", "id1", now + 200, b"new")
+        await _schedule(outbox, "acme", "id2", now + 400, b"other")
+        assert (await arrived.get()).data == b"new"
+        assert (await arrived.get()).data == b"other"
+        await pull.stop()
+        await outbox.stop()
+
+    run(body())
+
+
+def test_the_largest_schedule_fires(server: NatsServer) -> None:
+    """With the longest names a schedule at the limit arrives; one byte more is refused."""
+
+    async def body() -> None:
+        events = Events()
+        connection = await connect(server, events)
+        tenant, name, task_id = "t" * 64, "k" * 64, "i" * 64
+        await streams.apply(connection, [TenantQueue(tenant)])
+        outbox = Outbox(connection)
+        await outbox.start()
+        arrived: asyncio.Queue[Delivery] = asyncio.Queue()
+        pull = Pull(connection, tenant, window=8, on_delivery=arrived.put_nowait, on_event=events)
+        await pull.start()
+
+        def outgoing(size: int) -> Outgoing:
+            return Outgoing(
+                subjects.later(tenant, name, task_id, 1),
+                bytes(size),
+                schedule_at_ms=1_000,
+                schedule_target=subjects.due(tenant, name),
+            )
+
+        overhead = header_size(wire_headers(outgoing(0)))
+        size = streams.MESSAGE_MAX_BYTES - streams.SCHEDULE_MARGIN - overhead
+        for more in (1, 0):
+            answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+            outbox.publish(outgoing(size + more), answer.set_result, 10)
+            assert isinstance(await answer, Refused if more else Stored)
+        assert len((await arrived.get()).data) == size
+        await pull.stop()
+        await outbox.stop()
+
+    run(body())
+
+
+def test_schedules_survive_a_crash_of_the_server(server: NatsServer) -> None:
+    """What came due while the server was away, and what comes due later, both arrive.
+
+    The server resumes sources about 10 s after a restart (2.15.1), so this test takes that long.
+    """
+
+    async def body() -> None:
+        events = Events()
+        connection = await connect(server, events)
+        await streams.apply(connection, [ACME])
+        outbox = Outbox(connection)
+        await outbox.start()
+        arrived: asyncio.Queue[Delivery] = asyncio.Queue()
+        pull = Pull(connection, "acme", window=8, on_delivery=arrived.put_nowait, on_event=events)
+        await pull.start()
+        now = int(time.time() * 1000)
+        await _schedule(outbox, "acme", "id1", now + 300, b"due while away")
+        await _schedule(outbox, "acme", "id2", now + 2_000, b"due later")
+        await asyncio.to_thread(server.stop, signal.SIGKILL)
+
+        async def came_due() -> bool:
+            return time.time() * 1000 > now + 300
+
+        await eventually(came_due)
+        await asyncio.to_thread(server.start)
+        assert {(await arrived.get()).data, (await arrived.get()).data} == {
+            b"due while away",
+            b"due later",
+        }
+        await pull.stop()
+        await outbox.stop()
+
+    run(body())

@@ -1,0 +1,319 @@
+"""A sandbox in an attacker's hands: every lie on socket and status page ends it, and the task."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from executor.core import abi
+from executor.core.frames import FRAME_MAX, Answer, Call, Compiled, Frame, Load, Ready, encode
+from tests.support import guests
+from tests.support.puppet import Puppets, done
+from tests.support.rig import OTHER, Rig
+
+SHORT = (("deadline_ms", 100),)
+
+
+async def test_the_puppet_is_a_sandbox(puppets: Puppets) -> None:
+    """The harmless twin: a sandbox that keeps the rules settles its task."""
+    async with Rig() as rig:
+        rig.publish("echo", guests.ECHO)
+        request = rig.ask("echo", b"x")
+        puppet = await puppets.ready()
+        run = await puppet.run()
+        puppet.show(run.seq)
+        await puppet.send(done(run.seq, run.input))
+        assert (await rig.record(request)).output == b"x"
+
+
+ILLEGAL: dict[str, tuple[Frame | bytes, ...]] = {
+    "junk": (b"\0\0\0\x01\xc1",),
+    "a frame too large": ((FRAME_MAX + 1).to_bytes(4, "big"),),
+    "a second Ready": (Ready((), ""),),
+    "a frame of the supervisor": (Load(()),),
+    "a frame of the compiler": (Compiled((), (), 0, 0, ""),),
+    "the end of another attempt": (done(77),),
+    "an end twice": (done(1), done(1)),
+    "a code it may not claim": (done(1, code="module.unsigned"),),
+    "a code of the supervisor": (done(1, code="limit.deadline-exceeded"),),
+    "a call of another attempt": (Call(77, 0, "kv_get", b"k", b""),),
+    "a call out of order": (Call(1, 1, "kv_get", b"k", b""),),
+    "a call that is not mediated": (Call(1, 0, "log_write", b"", b""),),
+    "an unknown call": (Call(1, 0, "open", b"", b""),),
+    "an end inside a call": (Call(1, 0, "kv_get", b"gate", b""), done(1)),
+    "two calls at once": (Call(1, 0, "kv_get", b"gate", b""), Call(1, 1, "kv_get", b"gate", b"")),
+    "more output than allowed": (done(1, bytes(1025)),),
+}
+
+
+@pytest.mark.covers("sandbox.protocol-violation")
+@pytest.mark.parametrize("name", list(ILLEGAL))
+async def test_illegal_frames(puppets: Puppets, name: str) -> None:
+    """An illegal frame ends the process, costs its attempt a crash and is a security event."""
+    async with Rig(limits__output_max_kib=1) as rig:
+        rig.publish("hold", guests.HOLD)
+        first, second = rig.ask("hold"), rig.ask("hold")
+        puppet = await puppets.ready()
+        run = await puppet.run()
+        assert (run.seq, (await puppet.run()).seq) == (1, 2)
+        puppet.show(run.seq)
+        await puppet.send(*ILLEGAL[name])
+        await puppet.ended.wait()
+        await rig.put_off()
+        blamed = rig.open_retry(rig.wire.published("later")[0])[0]
+        # "an end twice" is one honest end, then a lie while the second attempt is the oldest.
+        assert blamed.id == (second if name == "an end twice" else first).id
+        assert (blamed.crashes, blamed.history[-1].code) == (1, "sandbox.protocol-violation")
+        assert rig.journal.security() == ["illegal-frame"]
+        if name != "an end twice":
+            heir = await puppets.ready()
+            run = await heir.run()
+            await heir.send(done(run.seq, run.input))
+        await rig.settle_down()
+
+
+async def test_the_second_violation_is_a_dead_letter(puppets: Puppets) -> None:
+    """A task whose sandboxes break the protocol twice is given up."""
+    async with Rig() as rig:
+        rig.publish("echo", guests.ECHO)
+        request = rig.ask("echo")
+        for count in range(2):
+            puppet = await puppets.ready()
+            await puppet.run()
+            await puppet.send(b"\0\0\0\x01\xc1")
+            if count == 0:
+                await rig.put_off()
+                rig.retry(rig.wire.published("later")[0])
+        await rig.until(rig.records)
+        await rig.settle_down()
+        assert rig.records()[request.id].code == "sandbox.protocol-violation"
+
+
+async def test_what_a_condemned_sandbox_says_is_not_believed(puppets: Puppets) -> None:
+    """After an illegal frame, even a well-formed end in the same write counts for nothing."""
+    async with Rig() as rig:
+        rig.publish("echo", guests.ECHO)
+        rig.ask("echo")
+        puppet = await puppets.ready()
+        run = await puppet.run()
+        await puppet.send(encode(done(77)) + encode(done(run.seq, b"forged")))
+        assert (await rig.put_off()).crashes == 1
+        assert not rig.records()
+
+
+async def test_an_ungranted_call_is_denied_by_the_mediator(puppets: Puppets) -> None:
+    """A sandbox asks for what its module was never granted: the mediator refuses it itself."""
+    async with Rig() as rig:
+        rig.publish("echo", guests.ECHO)
+        request = rig.ask("echo")
+        puppet = await puppets.ready()
+        run = await puppet.run()
+        await puppet.send(Call(run.seq, 0, "kv_put", b"stolen", b"x"))
+        assert await puppet.answer() == Answer(run.seq, 0, abi.DENIED, b"not granted")
+        await puppet.send(done(run.seq))
+        await rig.record(request)
+        assert rig.buckets.asked == []
+
+
+async def test_the_deadline_is_kept_by_the_page(puppets: Puppets) -> None:
+    """The harmless twin of the lies below: the page names the attempt, the deadline ends it."""
+    async with Rig() as rig:
+        rig.publish("echo", guests.ECHO)
+        request = rig.ask("echo", limits=SHORT, attempts_max=1)
+        puppet = await puppets.ready()
+        puppet.show((await puppet.run()).seq)
+        assert (await rig.record(request)).code == "limit.deadline-exceeded"
+        await puppet.ended.wait()
+
+
+@pytest.mark.parametrize("lie", ["idle", "another", "future", "always now", "far future"])
+async def test_lies_on_the_status_page(puppets: Puppets, lie: str) -> None:
+    """Whatever the page claims, an attempt that gives no sign of an end is killed by silence."""
+    async with Rig() as rig:
+        rig.publish("echo", guests.ECHO)
+        rig.ask("echo", limits=SHORT)
+        puppet = await puppets.ready()
+        run = await puppet.run()
+        liar = None
+        if lie == "another":
+            puppet.show(run.seq + 50)
+        elif lie == "future":
+            puppet.show(run.seq, started_s=time.monotonic() + 3600)
+        elif lie == "far future":
+            puppet.page[0:16] = run.seq.to_bytes(8, "little") + b"\xff" * 8
+        elif lie == "always now":
+            liar = asyncio.create_task(_always_now(puppet.show, run.seq, puppet.ended))
+        await puppet.ended.wait()
+        again = await rig.put_off()
+        assert (again.crashes, again.history[-1].code) == (1, "sandbox.protocol-violation")
+        assert [f["detail"] for f in rig.journal.of("sandbox.died")] == ["no sign of life"]
+        if liar is not None:
+            await liar
+
+
+async def _always_now(show: object, seq: int, until: asyncio.Event) -> None:
+    assert callable(show)
+    while not until.is_set():
+        show(seq)
+        await asyncio.sleep(0)
+
+
+async def test_bytes_are_no_sign_of_life(puppets: Puppets) -> None:
+    """A sandbox that drips half a frame for ever is as silent as one that says nothing."""
+    async with Rig() as rig:
+        rig.publish("echo", guests.ECHO)
+        rig.ask("echo", limits=SHORT)
+        puppet = await puppets.ready()
+        await puppet.run()
+        await puppet.send((100_000).to_bytes(4, "big"))
+
+        async def drip() -> None:
+            while not puppet.ended.is_set():
+                await puppet.send(b"\0")
+                for _ in range(50):
+                    await asyncio.sleep(0)
+
+        dripping = asyncio.create_task(drip())
+        await puppet.ended.wait()
+        await asyncio.gather(dripping, return_exceptions=True)
+        assert (await rig.put_off()).history[-1].code == "sandbox.protocol-violation"
+
+
+async def test_a_crash_with_an_idle_page_is_not_free_for_ever(puppets: Puppets) -> None:
+    """A sandbox that hides who ran before it dies runs the task again only a few times."""
+    async with Rig() as rig:
+        rig.publish("echo", guests.ECHO)
+        rig.ask("echo")
+
+        async def hide_and_die() -> None:
+            while True:
+                puppet = await puppets.ready()
+                await puppet.run()
+                puppet.show(0)
+                puppet.process.kill()
+
+        attack = asyncio.create_task(hide_and_die())
+        again = await rig.put_off()
+        assert (again.crashes, again.history[-1].code) == (1, "sandbox.killed")
+        assert puppets.count <= 4
+        attack.cancel()
+
+
+async def test_a_deadline_kill_with_an_idle_page_is_not_free_for_ever(puppets: Puppets) -> None:
+    """A sandbox that clears its page just before each kill cannot run for ever either."""
+    async with Rig() as rig:
+        rig.publish("echo", guests.ECHO)
+        rig.ask("echo", limits=SHORT)
+
+        async def dodge() -> None:
+            while True:
+                puppet = await puppets.ready()
+                run = await puppet.run()
+                puppet.show(run.seq, started_s=time.monotonic() - 1)
+                (sandbox,) = rig.sandboxes()
+                while sandbox._cause is None:  # noqa: ASYNC110 - no event tells of it
+                    await asyncio.sleep(0)
+                puppet.show(0)
+
+        attack = asyncio.create_task(dodge())
+        again = await rig.put_off()
+        assert again.history[-1].code == "limit.deadline-exceeded"
+        assert puppets.count <= 4
+        attack.cancel()
+
+
+async def test_an_end_that_arrives_with_the_kill_counts(puppets: Puppets) -> None:
+    """An attempt whose result was on its way when the deadline fell has ended: it is a result."""
+    async with Rig() as rig:
+        rig.publish("echo", guests.ECHO)
+        first, second = rig.ask("echo", b"1", limits=SHORT), rig.ask("echo", b"2")
+        puppet = await puppets.ready()
+        run = await puppet.run()
+        puppet.show(run.seq)
+        (sandbox,) = rig.sandboxes()
+        puppet.socket.send(encode(done(run.seq, run.input)))
+        sandbox.kill("limit.deadline-exceeded", "100 ms", guilty=run.seq)
+        assert (await rig.record(first)).output == b"1"
+        heir = await puppets.ready()
+        run = await heir.run()
+        await heir.send(done(run.seq, run.input))
+        assert (await rig.record(second)).output == b"2"
+        assert not rig.wire.published("later")
+
+
+async def test_a_socket_that_closes_while_the_process_lives(puppets: Puppets) -> None:
+    """A sandbox that hangs up and lives on is ended; its attempt is told of a crash."""
+    async with Rig() as rig:
+        rig.publish("echo", guests.ECHO)
+        rig.ask("echo")
+        puppet = await puppets.ready()
+        puppet.show((await puppet.run()).seq)
+        puppet.socket.shutdown(2)
+        await puppet.ended.wait()
+        assert (await rig.put_off()).history[-1].code == "sandbox.crashed"
+        assert [f["detail"] for f in rig.journal.of("sandbox.died")] == ["it closed its socket"]
+
+
+async def test_two_tenants_never_share_a_sandbox(puppets: Puppets) -> None:
+    """With one slot, the tenants' attempts go to different processes, one after the other."""
+    async with Rig() as rig:
+        rig.publish("echo", guests.ECHO)
+        rig.publish("zecho", guests.ECHO, tenant=OTHER)
+        for tenant, task in (("acme", "echo"), (OTHER, "zecho"), ("acme", "echo")):
+            request = rig.ask(task, tenant.encode(), tenant=tenant)
+            puppet = await puppets.ready()
+            run = await puppet.run()
+            assert run.input == tenant.encode()
+            await puppet.send(done(run.seq, run.input))
+            await rig.record(request)
+        assert puppets.count == 3
+
+
+@pytest.mark.covers("sandbox.containment-missing")
+async def test_a_missing_layer(puppets: Puppets) -> None:
+    """A sandbox that lacks a layer is given nothing to run; its tasks are put off, uncounted."""
+    async with Rig() as rig:
+        rig.publish("echo", guests.ECHO)
+        rig.ask("echo")
+
+        async def weak() -> None:
+            while True:
+                await (await puppets.next()).ready(("rlimits",))
+
+        starting = asyncio.create_task(weak())
+        again = await rig.put_off()
+        starting.cancel()
+        assert (again.attempt, again.crashes) == (1, 0)
+        events = rig.journal.of("sandbox.start-failed")
+        assert {e["code"] for e in events} == {"sandbox.containment-missing"}
+        assert "no-new-privs" in str(events[0]["detail"])
+
+
+async def test_best_effort_says_so(puppets: Puppets) -> None:
+    """Where the operator accepts a weaker jail, tasks run and every receipt says `weakened`."""
+    async with Rig(sandbox__containment="best-effort") as rig:
+        rig.publish("echo", guests.ECHO)
+        request = rig.ask("echo")
+        puppet = await puppets.next()
+        await puppet.ready(("rlimits",))
+        await puppet.send(done((await puppet.run()).seq))
+        assert (await rig.record(request)).receipt.containment == "weakened"
+        assert rig.journal.of("sandbox.weakened")
+
+
+async def test_a_claim_without_the_kernels_word(
+    puppets: Puppets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that claims every layer but has new privileges in reach is not believed."""
+    monkeypatch.setattr("tests.support.puppet._PREFIX", ())
+    async with Rig() as rig:
+        rig.publish("echo", guests.ECHO)
+        rig.ask("echo")
+        puppet = await puppets.ready()
+        await puppet.ended.wait()
+        await rig.until(lambda: rig.journal.of("sandbox.start-failed"))
+        assert rig.journal.of("sandbox.start-failed")[0]["code"] == "sandbox.containment-missing"
+        await rig.pipeline.drain(0.01)
+        assert rig.wire.count("nak") == 1
