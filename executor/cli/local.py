@@ -33,7 +33,8 @@ from executor.model import (
     TaskId,
     TaskRequest,
 )
-from executor.supervisor.service import Ports, assemble
+from executor.supervisor.service import Ports, assemble, new_zygote
+from executor.supervisor.zygote import Zygote
 from executor.telemetry import AttemptFacts, Telemetry
 
 TENANT: Final = "local"
@@ -213,6 +214,15 @@ def _own_signature(module: bytes, key: SecretKey) -> tuple[bytes, manifest.Manif
 
 async def run(config: Config, order: Order, telemetry: Telemetry) -> Ran:
     """Run a module once. Errors  whatever refuses it before it could run."""
+    zygote = new_zygote(config)
+    zygote.launch()  # before there is a key
+    try:
+        return await _run(config, order, telemetry, zygote)
+    finally:
+        await zygote.close()
+
+
+async def _run(config: Config, order: Order, telemetry: Telemetry, zygote: Zygote) -> Ran:
     listener = _Listener(telemetry.log)
     key = SecretKey.generate()
     module, described = _own_signature(order.module, key)
@@ -235,7 +245,7 @@ async def run(config: Config, order: Order, telemetry: Telemetry) -> Ran:
     wire, bucket = _Wire(), _Bucket(order.kv or {})
     quick = config.with_values(delivery__attempts_max=1, sandbox__count=1)
     ports = Ports(trust, _Modules(module, release), bucket, wire, wire, wire)
-    pipeline = assemble(quick, ports, key=key, telemetry=listener)
+    pipeline = assemble(quick, ports, key=key, telemetry=listener, zygote=zygote)
     # One life: a task that may come back later would wait for nobody here.
     pipeline.rules = replace(pipeline.rules, attempts_max=1)
     request = TaskRequest(

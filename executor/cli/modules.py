@@ -17,7 +17,8 @@ from executor.core.manifest import Manifest
 from executor.core.policy import Publisher
 from executor.core.signature import PublicKey, SecretKey
 from executor.errors import ExecutorError
-from executor.supervisor.compiling import Product, compile_module
+from executor.supervisor.compiling import Product
+from executor.supervisor.service import new_compiler, new_zygote
 
 
 def write_secret(path: Path, data: bytes) -> None:
@@ -149,10 +150,13 @@ def verify(module: Path, keys: tuple[str, ...]) -> None:
 async def examine(config: Config, data: bytes) -> tuple[Manifest, Product]:
     """What admission would find in a module, signature aside. Errors  `module.*`, `limit.*`."""
     described = manifest.read(data)
-    product = await compile_module(
-        data, memory_max=config.policy.limits.memory_bytes,
-        deadline_ms=config.number("sandbox.compile_deadline_ms"),
-    )  # fmt: skip
+    zygote = new_zygote(config)
+    try:
+        product = await new_compiler(config, zygote).compile(
+            data, memory_max=config.policy.limits.memory_bytes
+        )
+    finally:
+        await zygote.close()
     policy.check_abi(product.imports, product.exports)
     return described, product
 

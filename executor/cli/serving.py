@@ -17,7 +17,8 @@ from executor.errors import ExecutorError
 from executor.model import MIB, Digest, Release, StoredMessage
 from executor.supervisor.pipeline import Pipeline
 from executor.supervisor.ports import KvStore
-from executor.supervisor.service import Ports, assemble
+from executor.supervisor.service import Ports, assemble, new_zygote
+from executor.supervisor.zygote import Zygote
 from executor.telemetry import Telemetry
 from executor.transport import records, streams
 from executor.transport.connection import Connection
@@ -129,8 +130,12 @@ class Host:
     """A running executor: connection, pulls, pipeline."""
 
     def __init__(
-        self, config: Config, telemetry: Telemetry, *, key: SecretKey | None = None
-    ) -> None:
+        self, config: Config, telemetry: Telemetry, *, key: SecretKey | None = None,
+        zygote: Zygote | None = None,
+    ) -> None:  # fmt: skip
+        # First of all, before any key is read, so that what it forks has none.
+        self._zygote = zygote or new_zygote(config)
+        self._zygote.launch()
         self.config = config
         self.telemetry = telemetry
         self._key = key or _outcome_key(config)
@@ -167,6 +172,7 @@ class Host:
             await self._start()
         except BaseException:
             await self.connection.close()
+            await self._zygote.close()
             raise
 
     async def _start(self) -> None:
@@ -182,7 +188,8 @@ class Host:
             self._trust, self._modules, _Stores(self.connection), self._outbox,
             _Records(self.connection), self._intake,
         )  # fmt: skip
-        self.pipeline = assemble(self.config, ports, key=self._key, telemetry=self.telemetry)
+        self.pipeline = assemble(self.config, ports, key=self._key, telemetry=self.telemetry,
+                                 zygote=self._zygote)  # fmt: skip
         self._watch = Watch(self.connection, self._modules.entry)
         await self._watch.start()
         # Admit before the first task: a sandbox is born with what is known by then.
@@ -277,6 +284,7 @@ class Host:
         await self._outbox.drain(_FLUSH_S)
         await self._outbox.stop()
         self.pipeline.registry.close()
+        await self._zygote.close()
         await self.connection.close()
         self.telemetry.log.event("stopped", **{k or "given_back": v
                                  for k, v in self.pipeline.settled.items()})  # fmt: skip

@@ -5,8 +5,11 @@ fixed fields below. The receiving side knows every bound before it allocates. Wh
 sandbox sends is `sandbox.protocol-violation`, and the process dies: its sender may be an attacker
 in native code. Guest output is opaque bytes; nobody here decodes them.
 
-    supervisor → sandbox    Load, Run, Answer          sandbox → supervisor    Ready, Call, Done
-    supervisor → compiler   Compile                    compiler → supervisor   Compiled, Rejected
+    supervisor → sandbox    Load, Run, Answer    sandbox → supervisor    Ready, Failed, Call, Done
+    supervisor → compiler   Compile              compiler → supervisor   Compiled, Rejected, Failed
+    supervisor → zygote     Fork                 zygote → supervisor     Warm, Forked, Exited
+
+Descriptors travel beside Fork and Forked; in frames they are places in that list.
 """
 
 from __future__ import annotations
@@ -38,7 +41,10 @@ _INT_MAX: Final = 2**53 - 1
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """The modules a sandbox is born with: (descriptor of the artifact, granted functions)."""
+    """The modules a sandbox is born with: (place of the artifact's descriptor, functions granted).
+
+    Places count from 0, behind the socket and the status page.
+    """
 
     modules: tuple[tuple[int, tuple[str, ...]], ...]
 
@@ -110,12 +116,19 @@ class Done:
 
 
 @dataclass(frozen=True, slots=True)
-class Compile:
-    """Descriptors of the sealed module and of the file to write the artifact to."""
+class Failed:
+    """Why a process could not begin: one of `START_CODES`, and what was missing."""
 
-    module_fd: int
-    artifact_fd: int
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Compile:
+    """What to compile: the largest memory it may start with, and whether its caps are `large`."""
+
     memory_max: int
+    large: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +150,51 @@ class Rejected:
     message: str
 
 
-Frame = Load | Run | Answer | Ready | Call | Done | Compile | Compiled | Rejected
+@dataclass(frozen=True, slots=True)
+class Warm:
+    """The zygote can fork: its engine's fingerprint, and the layers that children inherit."""
+
+    engine: str
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """Asks for a child. `data` is its budget of memory, in bytes beyond what it begins with.
+
+    Descriptors beside it: the socket; for a sandbox the status page and the artifacts, for a
+    compiler the module and the file for the artifact, for an `attack` nothing.
+    """
+
+    number: int
+    role: str
+    slot: int  # whose user it becomes, as root
+    data: int
+    best_effort: bool
+    cpu_seconds: int = 0  # of a compiler
+    attack: str = ""  # by name
+
+
+@dataclass(frozen=True, slots=True)
+class Forked:
+    """A child exists; its pidfd comes beside this frame."""
+
+    number: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """A child is gone; `status` is minus the signal, or the exit status."""
+
+    number: int
+    status: int
+
+
+Frame = (
+    Load | Run | Answer | Ready | Call | Done | Compile | Compiled | Rejected | Failed
+    | Warm | Fork | Forked | Exited
+)  # fmt: skip
 
 Check = Callable[[Any], bool]
 
@@ -177,26 +234,32 @@ def _list(count: int, *item: Check) -> Check:
 _SEQ: Final = _int(1, _INT_MAX)
 _COUNT: Final = _int(0, _INT_MAX)
 _NAME: Final = _text(128)
-_FD: Final = _int(3, 65_535)
+_PLACE: Final = _int(0, MODULES_MAX - 1)
+_LAYERS: Final = _list(32, _NAME)
 
 # One check a field, in the order of the dataclass. The index of a row is the kind on the wire.
 _FRAMES: Final[tuple[tuple[type, tuple[Check, ...]], ...]] = (
-    (Load, (_list(MODULES_MAX, _FD, _list(len(abi.FUNCTIONS), _NAME)),)),
+    (Load, (_list(MODULES_MAX, _PLACE, _list(len(abi.FUNCTIONS), _NAME)),)),
     (Run, (_SEQ, _int(0, MODULES_MAX - 1), _bytes(PAYLOAD_MAX), *[_COUNT] * 8)),
     (Answer, (_SEQ, _COUNT, _int(-16, PAYLOAD_MAX), _bytes(PAYLOAD_MAX))),
-    (Ready, (_list(32, _NAME), _NAME)),
+    (Ready, (_LAYERS, _NAME)),
     (Call, (_SEQ, _COUNT, _NAME, _bytes(abi.KV_KEY_MAX), _bytes(PAYLOAD_MAX))),
     (Done, (
         _SEQ, _text(64), _text(abi.FAIL_MESSAGE_MAX), _bool, _int(-1, 2**63 - 1),
         _bytes(PAYLOAD_MAX), _list(256, _int(0, 3), _text(abi.LOG_LINE_MAX)), *[_COUNT] * 6,
         _list(32, _text(64), _text(512)),
     )),
-    (Compile, (_FD, _FD, _COUNT)),
+    (Compile, (_COUNT, _bool)),
     (Compiled, (
         _list(IMPORTS_MAX, _text(128), _text(128), _text(256)),
         _list(IMPORTS_MAX, _text(128), _text(256)), _COUNT, _COUNT, _NAME,
     )),
     (Rejected, (_text(64), _text(1024))),
+    (Failed, (_text(64), _text(1024))),
+    (Warm, (_NAME, _LAYERS)),
+    (Fork, (_SEQ, _text(16), _int(0, 65_535), _COUNT, _bool, _COUNT, _NAME)),
+    (Forked, (_SEQ, _SEQ)),
+    (Exited, (_SEQ, _int(-255, 255))),
 )  # fmt: skip
 
 _KINDS: Final = {cls: kind for kind, (cls, _) in enumerate(_FRAMES)}
@@ -280,7 +343,7 @@ class Conversation:
     an answer, carry the next ordinal and wait for its Answer; a Done must end the oldest one.
 
         state      legal from the sandbox
-        starting   Ready
+        starting   Ready, Failed
         ready      Call, Done for the head of the queue
         calling    nothing until the Answer
     """
@@ -327,12 +390,14 @@ class Conversation:
         self._call_open = False
         return encode(answer)
 
-    def receive(self, data: bytes) -> Iterator[Ready | Call | Done]:
+    def receive(self, data: bytes) -> Iterator[Ready | Failed | Call | Done]:
         """The events in `data`. Errors  `sandbox.protocol-violation`."""
         for frame in self._reader.feed(data):
             match frame:
                 case Ready() if not self._started:
                     self._started = True
+                    yield frame
+                case Failed() if not self._started and frame.code in START_CODES:
                     yield frame
                 case Call() if self._started:
                     self._check_call(frame)
@@ -367,6 +432,8 @@ class Conversation:
         self._calls = 0
 
 
+# What a process may say of its own beginning.
+START_CODES: Final = frozenset({"sandbox.start-failed", "sandbox.containment-missing"})
 # What a sandbox may say of an attempt. Everything else is the supervisor's to find.
 GUEST_CODES: Final = frozenset({
     "limit.fuel-exhausted", "limit.memory-exceeded", "limit.stack-exhausted",

@@ -8,22 +8,21 @@ fault (SIGXCPU: time; SIGABRT: memory).
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Final
 
 import wasmtime
 
-from executor.core import abi
-from executor.core.frames import FRAME_MAX, IMPORTS_MAX, Compile, Compiled, Rejected, encode
+from executor.core import abi, complexity
+from executor.core.frames import FRAME_MAX, IMPORTS_MAX, Compile, Compiled, Fork, Rejected, encode
 from executor.errors import ExecutorError
 from executor.model import MIB
-from executor.sandbox import jail
+from executor.sandbox import jail, seccomp
 from executor.sandbox.channel import Channel
-from executor.sandbox.engine import build, fingerprint
 from executor.sandbox.linker import signature
 from executor.sandbox.memory import PAGE
+from executor.sandbox.warm import Warm
 
-# The largest guests known are 20 MB; the supervisor's own caps are lower.
-MODULE_MAX: Final = 32 * MIB
 # Native code is about five times the module: 1 MB gives 5.5 MB.
 ARTIFACT_MAX: Final = 160 * MIB
 _NAME_MAX: Final = 128
@@ -33,26 +32,30 @@ _MESSAGE_MAX: Final = 512
 Reply = Compiled | Rejected
 
 
-def serve(channel: Channel, socket_fd: int, parent: int) -> None:
-    """Serve one Compile frame. Errors  those of the channel, the engine and the jail."""
-    engine = build()
-    mark = fingerprint(engine)
+def serve(order: Fork, fds: Sequence[int], channel: Channel, warm: Warm, parent: int) -> None:
+    """Serve one Compile frame. Errors  those of the channel and the jail."""
+    socket_fd, module_fd, artifact_fd = fds
     frame = channel.next()
     if not isinstance(frame, Compile):
         raise ExecutorError("sandbox.protocol-violation", "no Compile")
-    module = read_module(frame.module_fd)
-    jail.close_others({socket_fd, frame.artifact_fd})
-    jail.lock_down(
-        jail.Plan(
-            parent=parent,
-            file_bytes=ARTIFACT_MAX,
-            address_space=jail.COMPILER_MEMORY_BYTES,
-            cpu_seconds=jail.COMPILER_CPU_SECONDS,
-        )
-    )
-    jail.prove()
+    module = read_module(module_fd)
+    jail.close_others({socket_fd, artifact_fd})
+    jail.lock_down(jail.Plan(
+        parent=parent, user=jail.user_of_slot(order.slot), file_bytes=ARTIFACT_MAX,
+        rules=seccomp.compiler_rules(pid=os.getpid(), socket=socket_fd, artifact=artifact_fd),
+        data=order.data, address_space=order.data, cpu_seconds=order.cpu_seconds,
+        best_effort=order.best_effort,
+    ))  # fmt: skip
+    caps = complexity.LARGE if frame.large else complexity.STANDARD
     channel.send(
-        compile_module(engine, module, frame.artifact_fd, memory_max=frame.memory_max, mark=mark)
+        compile_module(
+            warm.engine,
+            module,
+            artifact_fd,
+            memory_max=frame.memory_max,
+            mark=warm.mark,
+            caps=caps,
+        )
     )
 
 
@@ -60,8 +63,8 @@ def read_module(descriptor: int) -> bytes:
     """The module's bytes, one more than allowed at most."""
     pieces: list[bytes] = []
     size = 0
-    while size <= MODULE_MAX:
-        piece = os.pread(descriptor, MODULE_MAX + 1 - size, size)
+    while size <= complexity.LARGE.module_bytes:
+        piece = os.pread(descriptor, complexity.LARGE.module_bytes + 1 - size, size)
         if not piece:
             break
         pieces.append(piece)
@@ -70,16 +73,23 @@ def read_module(descriptor: int) -> bytes:
 
 
 def compile_module(
-    engine: wasmtime.Engine, data: bytes, artifact_fd: int, *, memory_max: int, mark: str
+    engine: wasmtime.Engine,
+    data: bytes,
+    artifact_fd: int,
+    *,
+    memory_max: int,
+    mark: str,
+    caps: complexity.Caps,
 ) -> Reply:
-    """Compile, describe, and write the artifact; or say why not."""
-    if len(data) > MODULE_MAX:
-        return Rejected("module.too-complex", f"more than {MODULE_MAX} bytes")
+    """Count, compile, describe, and write the artifact; or say why not."""
     if not data.startswith(b"\0asm"):
         # The library would take it for the text format, and parse that.
         return Rejected("module.invalid", "not a WebAssembly binary")
     try:
+        complexity.check(data, caps)
         module = wasmtime.Module(engine, data)
+    except ExecutorError as error:
+        return Rejected(error.code, _one_line(error.detail))
     except wasmtime.WasmtimeError as error:
         return Rejected("module.invalid", _one_line(str(error)))
     try:

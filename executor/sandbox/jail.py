@@ -1,69 +1,90 @@
 """The jail: what a process gives up before it meets bytes of a guest.
 
-`lock_down` walks a list of named steps in an order that matters; a further layer (Landlock, a
-system call filter) is another row of that list. Every return value is checked and nothing is
-skipped silently: a layer that cannot be had ends the process.
+`lock_down` walks a list of named steps in an order that matters: hard limits before privileges go,
+the user before what a change of user resets, Landlock while a descriptor can still exist, the
+system call filter last. Every return value is checked and nothing is skipped silently: a layer that
+cannot be had ends the process, or is left out of the list that it reports.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import resource
 import socket
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from executor.core.layers import (
+    CAPABILITIES,
+    LANDLOCK_FILES,
+    NO_DESCRIPTORS,
+    NO_NEW_PRIVS,
+    NOT_DUMPABLE,
+    PARENT_DEATH,
+    REQUIRED,
+    RLIMITS,
+    SECCOMP,
+    USER,
+)
 from executor.errors import ExecutorError
-from executor.model import KIB
+from executor.sandbox import kernel, landlock, seccomp
 
-NOBODY: Final = 65_534
-COMPILER_CPU_SECONDS: Final = 10
-COMPILER_MEMORY_BYTES: Final = 1024 * 1024 * KIB
-
-# From linux/prctl.h, linux/capability.h and signal.h.
-_PR_SET_PDEATHSIG: Final = 1
-_PR_SET_DUMPABLE: Final = 4
-_PR_GET_DUMPABLE: Final = 3
-_PR_SET_NO_NEW_PRIVS: Final = 38
-_PR_GET_NO_NEW_PRIVS: Final = 39
-_CAPABILITY_VERSION_3: Final = 0x20080522
-_SIGKILL: Final = 9
 _OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_SIGKILL: Final = 9
+# Users for the slots of one host, where nobody else has any: the first range that is mapped here.
+_USERS: Final = (1_900_000_000, 60_578)
+USERS_MAX: Final = 384
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the steps need to know. `parent` is the parent's id when this process started."""
+    """What the steps need to know. Sizes in bytes beyond what is mapped now; 0: no such limit."""
 
-    parent: int
+    parent: int  # its pid
+    rules: tuple[seccomp.Rule, ...]
+    user: int = -1  # as root, become this one; -1: no user is left for us
+    data: int = 0
+    address_space: int = 0
+    cpu_seconds: int = 0
     file_bytes: int = 0
-    address_space: int = 0  # bytes beyond what is mapped now; 0: no such limit
-    cpu_seconds: int = 0  # 0: no such limit
+    best_effort: bool = False
 
 
-Step = tuple[str, Callable[[Plan], None]]
+# Names the layers that it put on.
+Step = Callable[[Plan], tuple[str, ...]]
 
 
-def lock_down(plan: Plan, steps: Iterable[Step] | None = None) -> tuple[str, ...]:
+def lock_down(plan: Plan, steps: Iterable[tuple[str, Step]] | None = None) -> tuple[str, ...]:
     """Take every step in order and give the names of the layers.
 
-    Errors  `sandbox.containment-missing` with the name of the step.
+    Errors  `sandbox.containment-missing` with the name of the step, unless the layer is optional
+            or the plan says best effort.
     """
-    layers = []
+    layers: list[str] = []
     for name, step in STEPS if steps is None else steps:
         try:
-            step(plan)
+            layers += step(plan)
         except (OSError, ValueError) as error:
-            raise ExecutorError("sandbox.containment-missing", f"{name}: {error}") from error
-        layers.append(name)
+            if name in REQUIRED and not plan.best_effort:
+                raise ExecutorError("sandbox.containment-missing", f"{name}: {error}") from error
     return tuple(layers)
 
 
+def user_of_slot(slot: int) -> int:
+    """The user of a slot: one that the user namespace has, or -1."""
+    with Path("/proc/self/uid_map").open(encoding="ascii") as lines:
+        spans = [tuple(map(int, line.split())) for line in lines]
+    for first in _USERS:
+        if any(start <= first and first + USERS_MAX <= start + size for start, _, size in spans):
+            return first + slot
+    return -1
+
+
 def prove() -> None:
-    """Try what must fail now: open a file, make a socket.
+    """Try what must fail now: open a file, make a socket. Before the filter, which would kill.
 
     Errors  `sandbox.containment-missing` if one of them succeeds.
     """
@@ -95,7 +116,7 @@ def close_others(keep: Iterable[int]) -> None:
 
 def descriptors() -> set[int]:
     """The descriptors that are open now; the one that lists them is closed again and left out."""
-    listed = [int(path.name) for path in Path("/proc/self/fd").iterdir()]
+    listed = [int(name) for name in os.listdir("/proc/self/fd")]  # noqa: PTH208 - 10 times faster
     return {descriptor for descriptor in listed if _is_open(descriptor)}
 
 
@@ -107,94 +128,112 @@ def _is_open(descriptor: int) -> bool:
     return True
 
 
-def _rlimits(plan: Plan) -> None:
+def threads() -> int:
+    """How many threads this process has."""
+    return len(os.listdir("/proc/self/task"))  # noqa: PTH208
+
+
+def _rlimits(plan: Plan) -> tuple[str, ...]:
     limits = {
         resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: plan.file_bytes,
         resource.RLIMIT_NPROC: 0, resource.RLIMIT_MEMLOCK: 0, resource.RLIMIT_MSGQUEUE: 0,
     }  # fmt: skip
+    # Relative: an engine reserves gigabytes before anything runs.
+    mapped, data = _pages()
+    if plan.data:
+        limits[resource.RLIMIT_DATA] = data + plan.data
     if plan.address_space:
-        # Relative: an engine reserves gigabytes before anything runs.
-        limits[resource.RLIMIT_AS] = _mapped_bytes() + plan.address_space
+        limits[resource.RLIMIT_AS] = mapped + plan.address_space
     for limit, value in limits.items():
         resource.setrlimit(limit, (value, value))
     if plan.cpu_seconds:
         # One second apart: the soft limit ends the process with SIGXCPU, which says why.
         resource.setrlimit(resource.RLIMIT_CPU, (plan.cpu_seconds, plan.cpu_seconds + 1))
+    return (RLIMITS,)
 
 
-def _mapped_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-    return pages * resource.getpagesize()
+def _pages() -> tuple[int, int]:
+    """Bytes mapped in all, and those that are private and writable."""
+    with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123
+        fields = file.read().split()
+    size = resource.getpagesize()
+    return int(fields[0]) * size, int(fields[5]) * size
 
 
-def _user(_plan: Plan) -> None:
-    """As root become nobody; RLIMIT_NPROC does not bind root."""
+def _user(plan: Plan) -> tuple[str, ...]:
+    """As root become the slot's user for good; RLIMIT_NPROC does not bind root."""
     if os.geteuid() == 0:
+        if plan.user < 0:
+            raise OSError("no user to become is mapped here")
+        kernel.drop_bounding_set(0)
+        kernel.prctl(kernel.PR_CAP_AMBIENT, kernel.PR_CAP_AMBIENT_CLEAR_ALL)
         os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
+        os.setresgid(plan.user, plan.user, plan.user)
+        os.setresuid(plan.user, plan.user, plan.user)
     if 0 in os.getresuid() + os.getresgid():
         raise OSError("still root")
+    return (USER,)
 
 
-def _capabilities(_plan: Plan) -> None:
+def _capabilities(_plan: Plan) -> tuple[str, ...]:
     """Empty the three sets, which a user other than root may hold as well."""
-    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    nothing = (ctypes.c_uint32 * 6)()
-    libc = _libc()
-    _checked(libc.capset(header, nothing), "capset")
-    held = (ctypes.c_uint32 * 6)(*[1] * 6)
-    _checked(libc.capget(header, held), "capget")
-    if any(held):
-        raise OSError("capabilities are left")
+    kernel.set_capabilities(0)
+    return (CAPABILITIES,)
 
 
-def _dumpable(_plan: Plan) -> None:
-    _prctl(_PR_SET_DUMPABLE, 0)
-    if _prctl(_PR_GET_DUMPABLE, 0) != 0:
+def _dumpable(_plan: Plan) -> tuple[str, ...]:
+    hide_memory()
+    return (NOT_DUMPABLE,)
+
+
+def hide_memory() -> None:
+    """No core file, and no other process of this user reads this memory. Errors  `OSError`."""
+    kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
+    if kernel.prctl(kernel.PR_GET_DUMPABLE) != 0:
         raise OSError("still dumpable")
 
 
-def _parent_death(plan: Plan) -> None:
+def _parent_death(plan: Plan) -> tuple[str, ...]:
     """After the change of user, which resets it; the check closes the race with a dying parent."""
-    _prctl(_PR_SET_PDEATHSIG, _SIGKILL)
+    kernel.prctl(kernel.PR_SET_PDEATHSIG, _SIGKILL)
     if os.getppid() != plan.parent:
         raise OSError("the parent is gone")
+    return (PARENT_DEATH,)
 
 
-def _no_new_privs(_plan: Plan) -> None:
-    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-    if _prctl(_PR_GET_NO_NEW_PRIVS, 0) != 1:
+def _no_new_privs(_plan: Plan) -> tuple[str, ...]:
+    kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
+    if kernel.prctl(kernel.PR_GET_NO_NEW_PRIVS) != 1:
         raise OSError("not set")
+    return (NO_NEW_PRIVS,)
 
 
-def _no_descriptors(_plan: Plan) -> None:
+def _landlock(_plan: Plan) -> tuple[str, ...]:
+    return landlock.restrict()
+
+
+def _no_descriptors(_plan: Plan) -> tuple[str, ...]:
     """Open descriptors keep working; no new one can exist."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
+    prove()
+    return (NO_DESCRIPTORS,)
 
 
-STEPS: Final[tuple[Step, ...]] = (
-    ("rlimits", _rlimits),
-    ("user", _user),
-    ("capabilities", _capabilities),
-    ("not-dumpable", _dumpable),
-    ("parent-death", _parent_death),
-    ("no-new-privs", _no_new_privs),
-    ("no-descriptors", _no_descriptors),  # last: the steps above may read files
+def _seccomp(plan: Plan) -> tuple[str, ...]:
+    """From here on whatever is not on the list kills the process."""
+    sys.stderr.flush()
+    seccomp.install(plan.rules)
+    return (SECCOMP,)
+
+
+STEPS: Final[tuple[tuple[str, Step], ...]] = (
+    (RLIMITS, _rlimits),
+    (USER, _user),
+    (CAPABILITIES, _capabilities),
+    (NOT_DUMPABLE, _dumpable),
+    (PARENT_DEATH, _parent_death),
+    (NO_NEW_PRIVS, _no_new_privs),
+    (LANDLOCK_FILES, _landlock),
+    (NO_DESCRIPTORS, _no_descriptors),
+    (SECCOMP, _seccomp),
 )
-
-
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
-
-
-def _prctl(option: int, value: int) -> int:
-    arguments = [ctypes.c_ulong(number) for number in (value, 0, 0, 0)]
-    return _checked(_libc().prctl(ctypes.c_int(option), *arguments), f"prctl {option}")
-
-
-def _checked(result: int, what: str) -> int:
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"{what}: {os.strerror(number)}")
-    return result

@@ -1,4 +1,4 @@
-"""Start of both processes: read the descriptors, take the roles apart, end with a status.
+"""Start of every process of this room: the zygote by exec, its children by fork.
 
 A sandbox lives until its socket closes. Whatever it cannot explain ends it with a status of its
 own and never with an outcome: the supervisor then settles the attempt as a dead sandbox.
@@ -6,28 +6,25 @@ own and never with an outcome: the supervisor then settles the attempt as a dead
 
 from __future__ import annotations
 
-import gc
 import os
-import resource
-import signal
+import socket
 import sys
 from collections.abc import Sequence
 from typing import Final, NoReturn
 
 import wasmtime
 
-from executor.core.frames import Ready, Run
+from executor.core.frames import START_CODES, Failed, Fork, Ready, Run, encode
 from executor.errors import ExecutorError
-from executor.model import MIB
-from executor.sandbox import compiler, jail
+from executor.sandbox import attacks, compiler, jail, seccomp, zygote
 from executor.sandbox.channel import Channel, Closed
-from executor.sandbox.engine import build, fingerprint
 from executor.sandbox.host import Host
 from executor.sandbox.instance import execute
 from executor.sandbox.linker import PublicProgram, prepare
 from executor.sandbox.machine import Ended
 from executor.sandbox.memory import BadPointer
 from executor.sandbox.status import StatusPage
+from executor.sandbox.warm import Warm
 
 # How these processes end. A killed or crashed one has a signal instead.
 EXIT_OK: Final = 0
@@ -41,20 +38,16 @@ _EXITS: Final = {
     "sandbox.protocol-violation": EXIT_PROTOCOL,
 }
 
-# Below this the main thread could overflow before the guest's own stack limit is met.
-STACK_MIN: Final = 2 * MIB
 # A finished outcome may wait behind short attempts for about so long, so that several travel
 # together: the supervisor signs and publishes what arrives together at the price of one.
 HOLD_NS: Final = 1_000_000
 
 
 def main(arguments: Sequence[str]) -> NoReturn:
-    """Run one role to its end and leave at once, without the interpreter's clean-up."""
+    """Be the zygote until the control socket closes; leave at once, without clean-up."""
     status = EXIT_BUG
     try:
-        status = _dispatch(arguments)
-    except Closed:
-        status = EXIT_OK
+        status = _zygote(arguments)
     except ExecutorError as error:
         status = _EXITS.get(error.code, EXIT_START)
         _say(str(error))
@@ -69,57 +62,90 @@ def _say(text: str) -> None:
     sys.stderr.write(f"executor.sandbox: {text}\n")
 
 
-def _dispatch(arguments: Sequence[str]) -> int:
+def _zygote(arguments: Sequence[str]) -> int:
     parent = os.getppid()
-    # Ctrl-C, a hang-up and a service manager's stop reach the whole group; while the supervisor
-    # drains, attempts go on. It ends this process by closing the socket, by SIGKILL, or by dying.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+    zygote.ignore_signals()
     match list(arguments):
-        case ["sandbox", socket_fd, status_fd] if socket_fd.isdecimal() and status_fd.isdecimal():
-            _check_stack()
-            sandbox(int(socket_fd), int(status_fd), parent)
-        case ["compiler", socket_fd] if socket_fd.isdecimal():
-            _check_stack()
-            compiler.serve(Channel(int(socket_fd)), int(socket_fd), parent)
+        case ["zygote", descriptor, ("pooled" | "on-demand") as memory] if descriptor.isdecimal():
+            zygote.follow_parent(parent)
+            control = socket.socket(fileno=int(descriptor))
+            try:
+                zygote.serve(control, begin, pooled=memory == "pooled")
+            except ExecutorError as error:
+                if error.code in START_CODES:
+                    control.sendall(encode(Failed(error.code, error.detail[:1024])))
+                raise
         case _:
-            _say("usage: python -I -m executor.sandbox (sandbox SOCKET STATUS | compiler SOCKET)")
-            return EXIT_USAGE
-    return EXIT_OK
+            _say("usage: python -I -m executor.sandbox zygote CONTROL_FD (pooled | on-demand)")
+    return EXIT_USAGE
 
 
-def _check_stack() -> None:
-    soft, _ = resource.getrlimit(resource.RLIMIT_STACK)
-    if soft != resource.RLIM_INFINITY and soft < STACK_MIN:
-        raise ExecutorError("sandbox.start-failed", f"a stack of {soft} bytes is too small")
+def begin(order: Fork, fds: Sequence[int], warm: Warm, parent: int) -> NoReturn:
+    """A forked child in its role, to its end."""
+    status = EXIT_BUG
+    channel = None
+    try:
+        channel = Channel(fds[0])
+        _play(order, fds, channel, warm, parent)
+        status = EXIT_OK
+    except Closed:
+        status = EXIT_OK
+    except ExecutorError as error:
+        status = _EXITS.get(error.code, EXIT_START)
+        if channel is not None and error.code in START_CODES:
+            channel.send(Failed(error.code, error.detail[:1024]))
+    finally:
+        os._exit(status)
 
 
-def sandbox(socket_fd: int, status_fd: int, parent: int) -> NoReturn:
+def _play(order: Fork, fds: Sequence[int], channel: Channel, warm: Warm, parent: int) -> None:
+    match order.role:
+        case "sandbox":
+            sandbox(order, fds, channel, warm, parent)
+        case "compiler":
+            compiler.serve(order, fds, channel, warm, parent)
+        case "attack":
+            attack(order, fds, parent)
+        case _:
+            raise ExecutorError("sandbox.protocol-violation", "no such role")
+
+
+def sandbox(order: Fork, fds: Sequence[int], channel: Channel, warm: Warm, parent: int) -> NoReturn:
     """Load, lock down, say Ready, serve until the socket closes (`Closed`)."""
-    channel = Channel(socket_fd)
-    page = StatusPage(status_fd)
+    page = StatusPage(fds[1])
     host = Host(channel.ask)
-    engine = build()
-    mark = fingerprint(engine)
-    programs, mapped = _load(channel, engine, host)
-    jail.close_others({socket_fd, *mapped})
-    gc.collect()
-    gc.freeze()  # what exists now lives as long as the process
-    layers = jail.lock_down(jail.Plan(parent=parent))
-    jail.prove()
-    channel.send(Ready(layers, mark))
+    programs, mapped = _load(channel, fds[2:], warm.engine, host)
+    jail.close_others({fds[0], *mapped})
+    layers = jail.lock_down(jail.Plan(
+        parent=parent, rules=seccomp.sandbox_rules(pid=os.getpid(), socket=fds[0]),
+        user=jail.user_of_slot(order.slot), data=order.data, best_effort=order.best_effort,
+    ))  # fmt: skip
+    channel.send(Ready(layers, warm.mark))
     serve(channel, programs, host, page)
 
 
+def attack(order: Fork, fds: Sequence[int], parent: int) -> NoReturn:
+    """Lock down as a sandbox does, then try what an escaped guest would."""
+    jail.close_others({fds[0]})
+    user = jail.user_of_slot(order.slot)
+    jail.lock_down(jail.Plan(
+        parent=parent, rules=seccomp.sandbox_rules(pid=os.getpid(), socket=fds[0]),
+        user=user, data=order.data, best_effort=order.best_effort,
+    ))  # fmt: skip
+    attacks.attempt(order.attack)
+
+
 def _load(
-    channel: Channel, engine: wasmtime.Engine, host: Host
+    channel: Channel, artifacts: Sequence[int], engine: wasmtime.Engine, host: Host
 ) -> tuple[list[PublicProgram], set[int]]:
     """The programs of the Load frame, each instantiated once, and the engine's descriptors."""
     programs: list[PublicProgram] = []
     given = jail.descriptors()
-    for artifact_fd, functions in channel.load().modules:
+    for place, functions in channel.load().modules:
+        if place >= len(artifacts):
+            raise ExecutorError("sandbox.protocol-violation", "no such artifact")
         try:
-            module = wasmtime.Module.deserialize_file(engine, f"/proc/self/fd/{artifact_fd}")
+            module = wasmtime.Module.deserialize_file(engine, f"/proc/self/fd/{artifacts[place]}")
         except wasmtime.WasmtimeError as error:
             raise ExecutorError("sandbox.start-failed", f"artifact: {error}") from error
         programs.append(prepare(engine, module, functions, host))

@@ -7,18 +7,30 @@ file-size bounds and a deadline kept from here; one module a process, never on t
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
-from executor.core.frames import Compile, Compiled, Reader, Rejected, encode
+from executor.core.frames import (
+    START_CODES,
+    Compile,
+    Compiled,
+    Failed,
+    Reader,
+    Rejected,
+    encode,
+)
 from executor.errors import TABLE, ExecutorError
+from executor.model import MIB
 from executor.supervisor.job import Artifact
-from executor.supervisor.process import sealed_memfd, spawn
+from executor.supervisor.process import ended, seal_content, sealed_memfd
+from executor.supervisor.zygote import Child, Zygote
 
 _READ: Final = 64 * 1024
+# Compilers use the slots behind those of sandboxes, of which there are 256 at most.
+COMPILER_SLOTS: Final = 256
+COMPILERS_MAX: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,30 +43,83 @@ class Product:
     memory_min: int
 
 
-async def compile_module(module: bytes, *, memory_max: int, deadline_ms: int) -> Product:
-    """Compile `module`, whose signature was verified.
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What compiling one module may take: memory beyond the start's, CPU and wall-clock time."""
 
-    Errors  `module.*` and `limit.memory-exceeded` as the compiler says; `module.too-complex` when
-            it ran into its own bounds; `sandbox.start-failed` when it could not start.
-    """
-    module_fd = sealed_memfd("module", module)
-    artifact_fd = os.memfd_create("artifact", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
+    memory_bytes: int = 1024 * MIB
+    cpu_seconds: int = 10
+    deadline_ms: int = 10_000
+
+
+@dataclass
+class Compiler:
+    """Compiles in a process of its own, one for each module."""
+
+    zygote: Zygote
+    standard: Budget = field(default_factory=Budget)
+    large: Budget = field(default_factory=lambda: Budget(2048 * MIB, 60, 60_000))
+    started: int = 0
+
+    async def compile(self, module: bytes, *, memory_max: int, large: bool = False) -> Product:
+        """Compile `module`, whose signature was verified.
+
+        Errors  `module.*` and `limit.memory-exceeded` as the compiler says; `module.too-complex`
+                when it ran into its own bounds; `sandbox.start-failed`,
+                `sandbox.containment-missing` when it could not start.
+        """
+        module_fd = sealed_memfd("module", module)
+        artifact_fd = os.memfd_create("artifact", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
-            compiled = await _ask(module_fd, artifact_fd, memory_max, deadline_ms / 1000)
-        finally:
-            os.close(module_fd)
-        _check_whole(artifact_fd, compiled.artifact_bytes)
-        # The compiler is gone: nobody holds a writable mapping, so the seal can be set.
-        fcntl.fcntl(
-            artifact_fd, fcntl.F_ADD_SEALS,
-            fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL,
-        )  # fmt: skip
-    except BaseException:
-        os.close(artifact_fd)
-        raise
-    artifact = Artifact(artifact_fd, compiled.artifact_bytes, compiled.engine)
-    return Product(artifact, compiled.imports, compiled.exports, compiled.memory_min)
+            try:
+                compiled = await self._ask((module_fd, artifact_fd), Compile(memory_max, large))
+            finally:
+                os.close(module_fd)
+            _check_whole(artifact_fd, compiled.artifact_bytes)
+            try:
+                # The compiler is gone: nobody holds a writable mapping, so the seal can be set.
+                seal_content(artifact_fd)
+            except OSError as error:
+                raise ExecutorError("sandbox.start-failed", "an artifact in use") from error
+        except BaseException:
+            os.close(artifact_fd)
+            raise
+        artifact = Artifact(artifact_fd, compiled.artifact_bytes, compiled.engine)
+        return Product(artifact, compiled.imports, compiled.exports, compiled.memory_min)
+
+    async def _ask(self, fds: tuple[int, int], order: Compile) -> Compiled:
+        budget = self.large if order.large else self.standard
+        gone: asyncio.Future[tuple[int, str]] = asyncio.get_running_loop().create_future()
+        child = Child(lambda: None, lambda status, why: gone.set_result((status, why)))
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        ours.setblocking(False)
+        with ours:
+            try:
+                with theirs:
+                    self.zygote.fork(
+                        "compiler", (theirs.fileno(), *fds), child,
+                        slot=COMPILER_SLOTS + self.started % COMPILERS_MAX,
+                        data=budget.memory_bytes, cpu_seconds=budget.cpu_seconds,
+                    )  # fmt: skip
+            except OSError as error:
+                raise ExecutorError("sandbox.start-failed", f"errno {error.errno}") from error
+            self.started += 1
+            try:
+                async with asyncio.timeout(budget.deadline_ms / 1000):
+                    answer = await _converse(ours, encode(order))
+            except TimeoutError:
+                seconds = budget.deadline_ms / 1000
+                raise ExecutorError(
+                    "module.too-complex", f"not compiled within {seconds:.0f} s"
+                ) from None
+            finally:
+                child.kill()
+                status, why = await gone
+        if answer is not None:
+            return answer
+        if why:
+            raise ExecutorError("sandbox.start-failed", why)
+        raise ExecutorError("module.too-complex", f"the compiler died: {ended(status)}")
 
 
 def _check_whole(fd: int, size: int) -> None:
@@ -62,44 +127,27 @@ def _check_whole(fd: int, size: int) -> None:
         raise ExecutorError("module.too-complex", "the compiler wrote no whole artifact")
 
 
-async def _ask(module_fd: int, artifact_fd: int, memory_max: int, deadline_s: float) -> Compiled:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    ours.setblocking(False)
-    try:
-        try:
-            process = spawn("compiler", theirs.fileno(), module_fd, artifact_fd)
-        except OSError as error:
-            raise ExecutorError("sandbox.start-failed", f"errno {error.errno}") from error
-        finally:
-            theirs.close()
-        try:
-            async with asyncio.timeout(deadline_s):
-                return await _converse(ours, encode(Compile(module_fd, artifact_fd, memory_max)))
-        except TimeoutError:
-            raise ExecutorError(
-                "module.too-complex", f"not compiled within {deadline_s:.0f} s"
-            ) from None
-        finally:
-            process.kill()
-            # Dead by SIGKILL: this wait is for the kernel only.
-            await asyncio.to_thread(process.wait)
-    finally:
-        ours.close()
-
-
-async def _converse(ours: socket.socket, order: bytes) -> Compiled:
+async def _converse(ours: socket.socket, order: bytes) -> Compiled | None:
+    """The compiler's answer; None when it ended without one."""
     loop = asyncio.get_running_loop()
-    await loop.sock_sendall(ours, order)
     reader = Reader()
-    while data := await loop.sock_recv(ours, _READ):
-        for frame in reader.feed(data):
-            if isinstance(frame, Compiled):
-                return frame
-            if isinstance(frame, Rejected):
-                code = frame.code if _may_claim(frame.code) else "module.invalid"
-                raise ExecutorError(code, frame.message)
-            raise ExecutorError("module.invalid", "the compiler broke its protocol")
-    raise ExecutorError("module.too-complex", "the compiler died at its CPU or memory bound")
+    try:
+        await loop.sock_sendall(ours, order)
+        while data := await loop.sock_recv(ours, _READ):
+            for frame in reader.feed(data):
+                match frame:
+                    case Compiled():
+                        return frame
+                    case Rejected():
+                        code = frame.code if _may_claim(frame.code) else "module.invalid"
+                        raise ExecutorError(code, frame.message)
+                    case Failed() if frame.code in START_CODES:
+                        raise ExecutorError(frame.code, frame.message)
+                    case _:
+                        raise ExecutorError("module.invalid", "the compiler broke its protocol")
+    except (BrokenPipeError, ConnectionResetError):
+        pass
+    return None
 
 
 def _may_claim(code: str) -> bool:

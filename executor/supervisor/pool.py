@@ -28,10 +28,12 @@ from executor.core.frames import (
     Load,
     Run,
 )
+from executor.core.layers import REQUIRED
 from executor.errors import TABLE, Class
 from executor.model import Failure, Finished, Receipt
 from executor.supervisor.job import Admitted, Job, ModuleKey, admitted_of, finished, killed
-from executor.supervisor.process import REQUIRED_LAYERS, Death, SandboxProcess, is_confined
+from executor.supervisor.process import Death, SandboxProcess, contradicted
+from executor.supervisor.zygote import Zygote
 
 # Work that may lie behind a running attempt, in seconds of guest time: enough to hide the hop.
 _WINDOW_S: Final = 0.02
@@ -70,8 +72,8 @@ class Pool:
     owner: PoolOwner
     count: int
     modules_of: Callable[[str], Sequence[Admitted]]  # what a tenant's sandboxes are born with
+    zygote: Zygote
     attempts_per_sandbox_max: int = 50_000
-    containment: str = "required"
     _sandboxes: list[SandboxProcess] = field(default_factory=list)
     _queues: dict[str, deque[Job]] = field(default_factory=dict)
     _mean_s: dict[ModuleKey, float] = field(default_factory=dict)
@@ -260,22 +262,23 @@ class Pool:
             if len(modules) < MODULES_MAX:
                 modules.setdefault(admitted.key, admitted)
         load = Load(tuple(
-            (admitted.artifact.fd, tuple(sorted(admitted.authority.functions)))
-            for admitted in modules.values()
+            (place, tuple(sorted(admitted.authority.functions)))
+            for place, admitted in enumerate(modules.values())
         ))  # fmt: skip
+        taken = {sandbox.slot for sandbox in self._sandboxes}
         sandbox = SandboxProcess(
-            owner=self, tenant=tenant, loop=asyncio.get_running_loop(),
+            owner=self, tenant=tenant, loop=asyncio.get_running_loop(), zygote=self.zygote,
             modules={key: index for index, key in enumerate(modules)},
+            slot=next(slot for slot in range(self.count) if slot not in taken),
         )  # fmt: skip
-        fds = sorted({admitted.artifact.fd for admitted in modules.values()})
+        most = max((a.authority.limits.memory_bytes for a in modules.values()), default=0)
         try:
-            sandbox.start(load, fds)
+            sandbox.start(load, [a.artifact.fd for a in modules.values()], memory_bytes=most)
         except OSError as error:
             self._start_failed(tenant, f"errno {error.errno}")
             return
         self.started += 1
         self._sandboxes.append(sandbox)
-        self.owner.on_event("sandbox.started", tenant=tenant, pid=sandbox.pid)
 
     def _retire(self, sandbox: SandboxProcess) -> None:
         sandbox.retiring = True
@@ -303,16 +306,21 @@ class Pool:
 
     # What sandboxes say.
 
+    def on_started(self, sandbox: SandboxProcess) -> None:
+        """The process exists."""
+        self.owner.on_event("sandbox.started", tenant=sandbox.tenant, pid=sandbox.pid)
+
     def on_ready(self, sandbox: SandboxProcess) -> None:
         """A sandbox claims to be locked down; look for ourselves before believing it."""
-        missing = REQUIRED_LAYERS - set(sandbox.layers)
-        if missing or not is_confined(sandbox.pid):
-            if self.containment == "required":
-                names = ", ".join(sorted(missing)) or "no-new-privs"
+        denied = contradicted(sandbox.pid, sandbox.layers)
+        sandbox.layers = tuple(layer for layer in sandbox.layers if layer not in denied)
+        missing = ", ".join(sorted(REQUIRED - set(sandbox.layers)))
+        if missing:
+            if not self.zygote.best_effort:
                 sandbox.ready = False  # it never was, for whoever counts failed starts
-                sandbox.kill("sandbox.containment-missing", names)
+                sandbox.kill("sandbox.containment-missing", missing)
                 return
-            self.owner.on_event("sandbox.weakened", missing=", ".join(sorted(missing)))
+            self.owner.on_event("sandbox.weakened", missing=missing)
         self._failures.pop(sandbox.tenant, None)
         self._pump_soon()
 

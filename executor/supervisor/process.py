@@ -15,31 +15,29 @@ import mmap
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
-from executor.core.frames import Answer, Call, Conversation, Done, Load, Ready, Run, encode
+from executor.core.frames import Answer, Call, Conversation, Done, Failed, Load, Ready, Run, encode
+from executor.core.layers import CAPABILITIES, NO_NEW_PRIVS, REQUIRED, SECCOMP, USER
 from executor.errors import ExecutorError
+from executor.model import MIB
 from executor.supervisor.job import Job, ModuleKey
+from executor.supervisor.zygote import Child, Zygote
 
 STATUS_BYTES: Final = 4096
 # No attempt ended for so long beyond twice the longest deadline: the status page is a lie.
 _SILENCE_GRACE_S: Final = 1.0
 # A dying process closes its socket before its end can be seen; microseconds, if it is dying.
 _LINGER_S: Final = 0.5
-# How a sandbox says that a layer of its jail failed; the number is also in `executor.sandbox.main`,
-# which must not be imported here.
-_EXIT_CONTAINMENT: Final = 72
-# A sandbox that is not ready by then never will be: a cold start takes a tenth of a second.
+# A sandbox that is not ready by then never will be: with the zygote's start it takes a tenth of a
+# second.
 _START_S: Final = 20.0
-# Without these the host is weaker than promised (`sandbox.containment = "required"`).
-REQUIRED_LAYERS: Final = frozenset({
-    "rlimits", "capabilities", "not-dumpable", "parent-death", "no-new-privs", "no-descriptors",
-})  # fmt: skip
+_SIZE_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+# What a sandbox may hold beside its guest's memory: frames, Python's own, tables.
+_DATA_BYTES: Final = 96 * MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +53,9 @@ class Death:
 
 class Owner(Protocol):
     """The pool, as a sandbox process sees it."""
+
+    def on_started(self, sandbox: SandboxProcess) -> None:
+        """The process exists."""
 
     def on_ready(self, sandbox: SandboxProcess) -> None:
         """It is locked down and takes attempts."""
@@ -72,27 +73,20 @@ class Owner(Protocol):
 def sealed_memfd(name: str, data: bytes | None = None, *, size: int = 0) -> int:
     """A memory file whose size (and, with `data`, content) can never change again."""
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
     if data is None:
         os.ftruncate(fd, size)
-    else:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(fd, view) :]
-        seals |= fcntl.F_SEAL_WRITE
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SIZE_SEALS)
+        return fd
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+    seal_content(fd)
     return fd
 
 
-def spawn(role: str, socket_fd: int, *fds: int) -> subprocess.Popen[bytes]:
-    """Start `executor.sandbox` in a role: empty environment, no descriptor but those given."""
-    status = [str(fd) for fd in fds[:1]] if role == "sandbox" else []
-    return subprocess.Popen(
-        [sys.executable, "-I", "-m", "executor.sandbox", role, str(socket_fd), *status],
-        env={}, cwd="/", close_fds=True, pass_fds=(socket_fd, *fds),
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        start_new_session=True,  # the terminal's ctrl-C is the supervisor's to handle
-    )  # fmt: skip
+def seal_content(fd: int) -> None:
+    """Nobody changes this memory file again. Raises `OSError` while a writable mapping lives."""
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SIZE_SEALS | fcntl.F_SEAL_WRITE)
 
 
 @dataclass(eq=False)
@@ -103,6 +97,8 @@ class SandboxProcess(asyncio.Protocol):
     tenant: str
     modules: dict[ModuleKey, int]
     loop: asyncio.AbstractEventLoop
+    zygote: Zygote
+    slot: int = 0
     retiring: bool = False
     ready: bool = False
     layers: tuple[str, ...] = ()
@@ -116,52 +112,54 @@ class SandboxProcess(asyncio.Protocol):
     _timer: asyncio.TimerHandle | None = None
     _timer_due: float = 0.0
     _last_sign: float = 0.0
-    _gone: bool = False
+    _exited: tuple[int, str] | None = None  # status, and why if that is known
+    _failed: Failed | None = None
     _eof: bool = False
+    _early: bool = False
 
-    def start(self, load: Load, artifact_fds: Sequence[int]) -> None:
-        """Start the process and tell it what to load. Raises `OSError` if it cannot start."""
+    def start(self, load: Load, artifact_fds: Sequence[int], *, memory_bytes: int) -> None:
+        """Start the process and tell it what to load. Raises `OSError` if it cannot start.
+
+        `memory_bytes`  the most that a guest here may have.
+        """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
             try:
-                self._launch(theirs.fileno(), artifact_fds)
+                self._launch(theirs.fileno(), artifact_fds, memory_bytes)
             except OSError:
                 ours.close()
                 raise
         ours.setblocking(False)
-        self.loop.add_reader(self._pidfd, self._on_exit)
         self._unsent.append(encode(load))
         self._connecting = self.loop.create_task(self._connect(ours))
         self._arm(_START_S)
 
-    def _launch(self, socket_fd: int, artifact_fds: Sequence[int]) -> None:
+    def _launch(self, socket_fd: int, artifact_fds: Sequence[int], memory_bytes: int) -> None:
         status_fd = sealed_memfd("status", size=STATUS_BYTES)
         try:
             self._page = mmap.mmap(status_fd, STATUS_BYTES)
             self._status = (ctypes.c_uint64 * 2).from_buffer(self._page)
-            self._process = spawn("sandbox", socket_fd, status_fd, *artifact_fds)
+            self._child = Child(self._on_forked, self._on_exit)
+            self.zygote.fork(
+                "sandbox", (socket_fd, status_fd, *artifact_fds), self._child, slot=self.slot,
+                data=memory_bytes + _DATA_BYTES,
+            )  # fmt: skip
         finally:
             os.close(status_fd)
-        try:
-            self._pidfd = os.pidfd_open(self._process.pid)
-        except OSError:
-            # A process that cannot be watched is not kept.
-            self._process.kill()
-            self._process.wait()
-            raise
 
     async def _connect(self, ours: socket.socket) -> None:
         await self.loop.create_connection(lambda: self, sock=ours)
 
     @property
     def pid(self) -> int:
-        """The process id; it may be gone."""
-        return self._process.pid
+        """The process id, 0 before it exists; it may be gone."""
+        return self._child.pid
 
     @property
     def containment(self) -> str:
-        """Whether it claims every layer, for receipts."""
-        return "full" if set(self.layers) >= REQUIRED_LAYERS else "weakened"
+        """Whether it has every required layer, and which it lacks, for receipts."""
+        missing = sorted(REQUIRED - set(self.layers))
+        return f"weakened: no {', '.join(missing)}" if missing else "full"
 
     @property
     def outstanding(self) -> int:
@@ -193,15 +191,15 @@ class SandboxProcess(asyncio.Protocol):
 
     def answer(self, answer: Answer) -> None:
         """Answer the open call, unless its attempt is gone."""
-        if answer.seq in self._jobs and not self._gone and self._cause is None:
+        if answer.seq in self._jobs and self._exited is None and self._cause is None:
             self._queue(self._conversation.answer(answer))
 
     def kill(self, code: str, detail: str, *, guilty: int = 0,
              facts: tuple[tuple[str, str | int], ...] = ()) -> None:  # fmt: skip
         """End the process now; `code` "" means that nobody is to blame."""
-        if self._cause is None and not self._gone:
+        if self._cause is None and self._exited is None:
             self._cause = Death(code, detail, guilty, self.ready, facts)
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            self._child.kill()
 
     # asyncio.Protocol
 
@@ -230,17 +228,22 @@ class SandboxProcess(asyncio.Protocol):
         """Nothing more will come."""
         del exc
         self._eof = True
-        if not self._gone and self._cause is None:
+        if self._exited is None and self._cause is None:
             # Most likely it is dying: how, its exit will say.
             self._arm(_LINGER_S)
         self._finish()
 
-    def _handle(self, frame: Ready | Call | Done) -> None:
+    def _handle(self, frame: Ready | Failed | Call | Done) -> None:
         match frame:
             case Ready():
-                self.ready, self.layers, self.engine = True, frame.layers, frame.engine
+                self.layers, self.engine = frame.layers, frame.engine
                 self._disarm()
-                self.owner.on_ready(self)
+                if self.pid:
+                    self._be_ready()
+                else:
+                    self._early = True  # its first words overtook the zygote's
+            case Failed():
+                self._failed = frame
             case Call():
                 self.owner.on_call(self, self._jobs[frame.seq], frame)
             case Done():
@@ -281,7 +284,10 @@ class SandboxProcess(asyncio.Protocol):
 
     def _on_timer(self) -> None:
         self._timer = None
-        if self._eof:
+        if self._exited is not None:
+            # Gone, and yet its socket is not at its end: what is in flight is not worth the slot.
+            self._transport.abort()
+        elif self._eof:
             # A process that closed its socket and lives on is of no use to anybody.
             code = "sandbox.crashed" if self.ready else "sandbox.start-failed"
             self.kill(code, "it closed its socket", guilty=self._running())
@@ -312,18 +318,24 @@ class SandboxProcess(asyncio.Protocol):
 
     # The end.
 
-    def _on_exit(self) -> None:
-        self._process.poll()
-        if self._process.returncode is None:
-            return
-        self._gone = True
-        self.loop.remove_reader(self._pidfd)
-        os.close(self._pidfd)
+    def _on_forked(self) -> None:
+        self.owner.on_started(self)
+        if self._early:
+            self._be_ready()
+
+    def _be_ready(self) -> None:
+        self.ready = True
+        self.owner.on_ready(self)
+
+    def _on_exit(self, status: int, detail: str) -> None:
+        self._exited = (status, detail)
+        if not self._eof:
+            self._arm(_LINGER_S)
         self._finish()
 
     def _finish(self) -> None:
         """Once the process is gone and its last bytes are read."""
-        if not (self._gone and self._eof):
+        if self._exited is None or not self._eof:
             return
         self._disarm()
         death = self._cause or self._unexpected()
@@ -337,16 +349,17 @@ class SandboxProcess(asyncio.Protocol):
         self.owner.on_dead(self, death, jobs)
 
     def _unexpected(self) -> Death:
-        status = self._process.returncode
-        name = _ended(status)
+        assert self._exited is not None
+        status, detail = self._exited
+        detail = detail or ended(status)
         if not self.ready:
-            code = "containment-missing" if status == _EXIT_CONTAINMENT else "start-failed"
-            return Death(f"sandbox.{code}", name, 0, ready=False)
+            failed = self._failed or Failed("sandbox.start-failed", detail)
+            return Death(failed.code, failed.message, 0, ready=False)
         code = "killed" if status == -signal.SIGKILL else "crashed"
-        return Death(f"sandbox.{code}", name, self._running(), ready=True)
+        return Death(f"sandbox.{code}", detail, self._running(), ready=True)
 
 
-def _ended(status: int) -> str:
+def ended(status: int) -> str:
     """How a process ended, for people. A signal may be one that has no name."""
     try:
         return signal.Signals(-status).name
@@ -354,11 +367,26 @@ def _ended(status: int) -> str:
         return f"exit status {status}" if status >= 0 else f"signal {-status}"
 
 
-def is_confined(pid: int) -> bool:
-    """What the kernel says of a sandbox that claims to be locked down."""
+# Layer → line of /proc/PID/status → what it must say.
+_PROOFS: Final[dict[str, tuple[tuple[str, Callable[[str], bool]], ...]]] = {
+    NO_NEW_PRIVS: (("NoNewPrivs", lambda text: text == "1"),),
+    SECCOMP: (("Seccomp", lambda text: text == "2"), ("Threads", lambda text: text == "1")),
+    CAPABILITIES: tuple(
+        (name, lambda text: int(text, 16) == 0) for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")
+    ),
+    USER: (("Uid", lambda text: "0" not in text.split()),
+           ("Gid", lambda text: "0" not in text.split())),
+}  # fmt: skip
+
+
+def contradicted(pid: int, layers: Iterable[str]) -> frozenset[str]:
+    """Which of the layers that a sandbox claims the kernel does not confirm."""
     try:
         with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:  # noqa: PTH123
             lines = dict(line.split(":\t", 1) for line in file if ":\t" in line)
     except OSError:
-        return False
-    return lines.get("NoNewPrivs", "").strip() == "1"
+        return frozenset(layers)
+    return frozenset(
+        layer for layer in layers
+        if not all(holds(lines.get(name, "x").strip()) for name, holds in _PROOFS.get(layer, ()))
+    )  # fmt: skip

@@ -20,7 +20,7 @@ from executor.core.policy import Publisher
 from executor.core.wasm import MODULE_MAX
 from executor.errors import TABLE, Class, ExecutorError
 from executor.model import Digest, Release
-from executor.supervisor.compiling import Product, compile_module
+from executor.supervisor.compiling import Compiler, Product
 from executor.supervisor.job import Admitted
 from executor.supervisor.ports import Modules, Trust
 
@@ -44,7 +44,7 @@ class Registry:
 
     modules: Modules
     trust: Trust
-    compile_deadline_ms: int = 10_000
+    compiler: Compiler
     _admitted: dict[_Name, Admitted] = field(default_factory=dict)
     _refused: dict[_Name, _Refusal] = field(default_factory=dict)
     _products: dict[str, Product] = field(default_factory=dict)
@@ -134,10 +134,9 @@ class Registry:
     async def _product(self, digest: str, module: bytes) -> Product:
         if digest not in self._products:
             self._prune()
-            self._products[digest] = await compile_module(
-                module, memory_max=self.trust.policy().limits.memory_bytes,
-                deadline_ms=self.compile_deadline_ms,
-            )  # fmt: skip
+            self._products[digest] = await self.compiler.compile(
+                module, memory_max=self.trust.policy().limits.memory_bytes
+            )
         return self._products[digest]
 
     def _prune(self) -> None:

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 from executor.config import Config
 from executor.core.signature import SecretKey
+from executor.supervisor.compiling import Budget, Compiler
 from executor.supervisor.mediator import Mediator
 from executor.supervisor.pipeline import Pipeline
 from executor.supervisor.pool import Pool
 from executor.supervisor.ports import Intake, Modules, Outbox, Records, Stores, Trust
 from executor.supervisor.registry import Registry
 from executor.supervisor.settling import Settler
+from executor.supervisor.zygote import Zygote
 from executor.telemetry import Telemetry
 
 
@@ -27,11 +29,24 @@ class Ports:
     intake: Intake
 
 
-def assemble(config: Config, ports: Ports, *, key: SecretKey, telemetry: Telemetry) -> Pipeline:
-    """A pipeline with its pool, registry, mediator and settler; nothing is started yet."""
-    registry = Registry(
-        ports.modules, ports.trust, compile_deadline_ms=config.number("sandbox.compile_deadline_ms")
+def new_zygote(config: Config) -> Zygote:
+    """The fork server that this configuration asks for; not launched yet."""
+    return Zygote(
+        pooled=config.flag("sandbox.pooling"),
+        best_effort=config.text("sandbox.containment") == "best-effort",
     )
+
+
+def new_compiler(config: Config, zygote: Zygote) -> Compiler:
+    """Compilers with the configured deadline."""
+    return Compiler(zygote, Budget(deadline_ms=config.number("sandbox.compile_deadline_ms")))
+
+
+def assemble(
+    config: Config, ports: Ports, *, key: SecretKey, telemetry: Telemetry, zygote: Zygote
+) -> Pipeline:
+    """A pipeline with its pool, registry, mediator and settler; nothing is started yet."""
+    registry = Registry(ports.modules, ports.trust, new_compiler(config, zygote))
     settler = Settler(
         environment=config.text("host.environment"), key=key, rules=config.rules,
         trust=ports.trust, outbox=ports.outbox, records=ports.records, telemetry=telemetry,
@@ -47,7 +62,7 @@ def assemble(config: Config, ports: Ports, *, key: SecretKey, telemetry: Telemet
     )  # fmt: skip
     pipeline.pool = Pool(
         owner=pipeline, count=config.number("sandbox.count"), modules_of=registry.of_tenant,
+        zygote=zygote,
         attempts_per_sandbox_max=config.number("sandbox.attempts_per_sandbox_max"),
-        containment=config.text("sandbox.containment"),
     )  # fmt: skip
     return pipeline

@@ -367,8 +367,8 @@ def test_expired_before_it_started(house: House) -> None:
 
 
 def test_port_taken(house: House) -> None:
-    """A second embedded server on the same port is refused with the server's own words."""
+    """A second embedded server on the same port is refused before it opens the store."""
     done = house.call("serve", "--embedded")
-    assert done.code == 14, done.err
-    assert "error[transport.disconnected]" in done.err
-    assert "address already in use" in done.err
+    assert done.code == 15, done.err
+    assert "error[config.invalid]" in done.err
+    assert "already listens" in done.err

@@ -12,43 +12,42 @@ import mmap
 import os
 import socket
 import struct
-import subprocess
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
 from executor.core.frames import Answer, Done, Frame, Load, Reader, Ready, Run, encode
+from executor.core.layers import REQUIRED
 from executor.supervisor import process
-from executor.supervisor.process import REQUIRED_LAYERS
-
-_SLEEPER = ("sleep", "3600")
-_PREFIX: tuple[str, ...] = ("setpriv", "--no-new-privs")  # the mark of a jail
+from executor.supervisor.zygote import Child, Zygote
 
 
 class Puppet:
     """One of them; made by `Puppets`."""
 
-    def __init__(self, socket_fd: int, status_fd: int) -> None:
-        loop = asyncio.get_running_loop()
+    def __init__(self, socket_fd: int, status_fd: int, child: Child) -> None:
         self.socket = socket.socket(fileno=os.dup(socket_fd))
         self.socket.setblocking(False)
         self.page = mmap.mmap(status_fd, process.STATUS_BYTES)
-        self.process = subprocess.Popen(
-            [*_PREFIX, *_SLEEPER],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+        self.child = child
         self._reader = Reader()
         self._frames: list[Frame] = []
-        self._pidfd = os.pidfd_open(self.process.pid)
         self.ended = asyncio.Event()
-        loop.add_reader(self._pidfd, self._on_exit)
+        self.started = asyncio.Event()
+        self._tell_fork, child.on_forked = child.on_forked, self._on_forked
+        self._tell_exit, child.on_exit = child.on_exit, self._on_exit
 
-    def _on_exit(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._pidfd)
-        os.close(self._pidfd)
+    def _on_forked(self) -> None:
+        self.started.set()
+        self._tell_fork()
+
+    def _on_exit(self, status: int, detail: str) -> None:
         with contextlib.suppress(OSError):
             self.socket.shutdown(socket.SHUT_RDWR)
         self.ended.set()
+        self._tell_exit(status, detail)
 
     async def next(self) -> Frame:
         """The next frame that the supervisor sent."""
@@ -76,19 +75,19 @@ class Puppet:
         data = b"".join(frame if isinstance(frame, bytes) else encode(frame) for frame in frames)
         await asyncio.get_running_loop().sock_sendall(self.socket, data)
 
-    async def ready(self, layers: tuple[str, ...] = tuple(sorted(REQUIRED_LAYERS))) -> Load:
+    async def ready(self, layers: tuple[str, ...] = tuple(sorted(REQUIRED))) -> Load:
         """Take the Load and claim to be locked down."""
         frame = await self.next()
         assert isinstance(frame, Load), frame
-        while _PREFIX and not process.is_confined(self.process.pid):  # noqa: ASYNC110 - no event
-            await asyncio.sleep(0)  # until the harmless process has put on the mark
+        await self.started.wait()
+        while process.contradicted(self.child.pid, layers):  # noqa: ASYNC110 - no event
+            await asyncio.sleep(0)  # until the harmless process is locked down
         await self.send(Ready(layers, "puppet"))
         return frame
 
     def close(self) -> None:
         """End the process, if the pool did not."""
-        self.process.kill()
-        self.process.wait()
+        self.child.kill()
         self.socket.close()
         self.page.close()
 
@@ -109,14 +108,23 @@ class Puppets:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self._all: list[Puppet] = []
         self._new: asyncio.Queue[Puppet] = asyncio.Queue()
-        patch.setattr(process, "spawn", self._spawn)
+        self._honest = Zygote.fork
+        patch.setattr(Zygote, "fork", lambda zygote, *a, **k: self._fork(zygote, *a, **k))
 
-    def _spawn(self, role: str, socket_fd: int, *fds: int) -> subprocess.Popen[bytes]:
-        assert role == "sandbox"
-        puppet = Puppet(socket_fd, fds[0])
-        self._all.append(puppet)
-        self._new.put_nowait(puppet)
-        return puppet.process
+    def _fork(
+        self, zygote: Zygote, role: str, fds: Sequence[int], child: Child, **fields: Any
+    ) -> None:
+        if role == "sandbox":
+            puppet = Puppet(fds[0], fds[1], child)
+            self._all.append(puppet)
+            self._new.put_nowait(puppet)
+            # Locked down as any sandbox, and asleep.
+            ours, theirs = socket.socketpair()
+            with ours, theirs:
+                fields["attack"] = "sleep"
+                self._honest(zygote, "attack", [theirs.fileno()], child, **fields)
+        else:
+            self._honest(zygote, role, fds, child, **fields)
 
     async def next(self) -> Puppet:
         """The next one that the pool starts."""

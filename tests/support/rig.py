@@ -7,6 +7,7 @@ its credit back once, no message is still in hand.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,7 +22,8 @@ from executor.core.signature import SecretKey
 from executor.model import Delivery, Outgoing, Receipt, Release, TaskId, TaskRequest
 from executor.supervisor.compiling import Product
 from executor.supervisor.process import SandboxProcess
-from executor.supervisor.service import Ports, assemble
+from executor.supervisor.service import Ports, assemble, new_zygote
+from executor.supervisor.zygote import Zygote
 from executor.telemetry import Telemetry
 from executor.trust.file import FileTrust
 from tests.support import guests
@@ -67,6 +69,14 @@ kv = {{ prefix = "own/", mode = "write" }}
 
 # A module is compiled once for all tests; what is compiled is the same each time.
 _products: dict[str, Product] = {}
+# One fork server a kind for all tests: each start would cost a tenth of a second.
+_zygotes: dict[tuple[bool, bool], Zygote] = {}
+
+
+def shared_zygote(config: configs.Config) -> Zygote:
+    """The fork server for this configuration; whoever took it gives it back with `detach`."""
+    made = new_zygote(config)
+    return _zygotes.setdefault((made.pooled, made.best_effort), made)
 
 
 def make_config(
@@ -100,8 +110,9 @@ class Rig:
         self._sequence = 0
         ports = Ports(self.trust, self.shelf, self.buckets, self.wire, self.wire, self.wire)
         self.pipeline = assemble(
-            self.config, ports, key=guests.HOST, telemetry=Telemetry(self.journal)
-        )
+            self.config, ports, key=guests.HOST, telemetry=Telemetry(self.journal),
+            zygote=shared_zygote(self.config),
+        )  # fmt: skip
         self.pipeline.jitter = lambda: 0.5
         self.pool = self.pipeline.pool
         self.registry = self.pipeline.registry
@@ -121,6 +132,7 @@ class Rig:
         self.buckets.gate.set()
         await self.pipeline.stop()
         self.registry.close()
+        self.pool.zygote.detach()
         if error is None:
             assert self.alive() == []
             assert self.pipeline.held == 0
@@ -286,7 +298,8 @@ class Rig:
         async with asyncio.timeout(30):
             while self.pool.died == before:
                 # An engine takes the first SIGSEGV for its own and hands the second to the system.
-                if sandbox in self.pool._sandboxes and sandbox._process.returncode is None:
-                    os.kill(sandbox.pid, number)
+                if sandbox in self.pool._sandboxes and sandbox.pid and not sandbox._child.ended:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(sandbox.pid, number)
                 await asyncio.sleep(0)
         return sandbox.pid

@@ -1,0 +1,98 @@
+"""What every process needs and none may look for after its lock-down: engine, traps, their words.
+
+The first trap of a process installs signal handlers and imports what formats it; the first
+instance maps memory. All of it happens once, in the zygote, on a module of our own whose input says
+how it is to end. Its children inherit the result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+import wasmtime
+
+from executor.core.frames import Answer, Call, Run
+from executor.errors import ExecutorError
+from executor.model import MIB
+from executor.sandbox.engine import build, fingerprint
+from executor.sandbox.host import Host
+from executor.sandbox.instance import execute
+from executor.sandbox.linker import prepare
+
+_ENDS: Final = {
+    "": "", "unreachable": "unreachable",
+    "division": "(drop (i32.div_s (i32.const 1) (local.get 0)))",
+    "overflow": "(drop (i32.div_s (i32.const -2147483648) (i32.sub (local.get 0) (i32.const 1))))",
+    "conversion": "(drop (i32.trunc_f32_s (f32.const nan)))",
+    "memory": "(drop (i32.load (i32.const -4)))", "table": "(drop (table.get 0 (i32.const 99)))",
+    "null": "(call_indirect (type $v) (i32.const 1))",
+    "signature": "(drop (call_indirect (type $i) (i32.const 0)))",
+    "fuel": "(loop $l (br $l))", "stack": "(call $deep)",
+    "pointer": "(call $output_write (i32.const -1) (i32.const 2))",
+    "output": "(call $output_write (i32.const 0) (i32.const 9))",
+    "fail": "(call $fail (i32.const 1) (i32.const 0) (i32.const 2) (i64.const 1))",
+    "call": "(drop (call $kv_get (i32.const 2) (i32.const 3) (i32.const 0) (i32.const 8)))",
+    "log": "(call $log_write (i32.const 9) (i32.const 0) (i32.const 2))",
+    "grow": "(drop (memory.grow (i32.const 1)))",
+}  # fmt: skip
+_TEXT: Final = """(module
+ (type $v (func)) (type $i (func (result i32)))
+ (import "executor:task@1" "input_len" (func $input_len (result i32)))
+ (import "executor:task@1" "output_write" (func $output_write (param i32 i32)))
+ (import "executor:task@1" "fail" (func $fail (param i32 i32 i32 i64)))
+ (import "executor:log@1" "log_write" (func $log_write (param i32 i32 i32)))
+ (import "executor:kv@1" "kv_get" (func $kv_get (param i32 i32 i32 i32) (result i64)))
+ (memory (export "memory") 1) (data (i32.const 0) "\\ff\\c3key")
+ (table 2 funcref) (elem (i32.const 0) $deep)
+ (func $deep (call $deep))
+ (func (export "run") (result i32) (local i32 i32)
+  (local.set 1 (call $input_len))
+  {cases}
+  (i32.const 0)))"""
+_RUN: Final = Run(
+    seq=1, module=0, input=b"", fuel=1_000_000, memory_bytes=MIB, table_elements=100,
+    output_bytes=8, log_bytes=64, log_lines=1, calls=8, mediated_calls=1,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Warm:
+    """An engine that has met everything once, and its fingerprint."""
+
+    engine: wasmtime.Engine
+    mark: str
+
+
+def warm_up(*, pooled: bool) -> Warm:
+    """Build the engine and provoke each way an attempt ends.
+
+    Errors  `sandbox.start-failed`, also when one of them ends otherwise than it must.
+    """
+    engine = build(pooled=pooled)
+    warm = Warm(engine, fingerprint(engine))
+    cases = " ".join(
+        f"(if (i32.eq (local.get 1) (i32.const {place})) (then {code}))"
+        for place, code in enumerate(_ENDS.values())
+    )
+    module = wasmtime.Module(engine, _TEXT.format(cases=cases))
+    host = Host(_answer)
+    program = prepare(engine, module, ("log_write", "kv_get"), host)
+    ended = {
+        execute(program, replace(_RUN, input=bytes(place)), host).code
+        for place in range(len(_ENDS))
+    }
+    if ended != _CODES:
+        found = ", ".join(sorted(ended ^ _CODES))
+        raise ExecutorError("sandbox.start-failed", f"the engine's endings differ: {found}")
+    return warm
+
+
+_CODES: Final = frozenset({
+    "", "guest.trap", "limit.fuel-exhausted", "limit.stack-exhausted", "guest.bad-pointer",
+    "limit.output-too-large", "guest.failed",
+})  # fmt: skip
+
+
+def _answer(call: Call) -> Answer:
+    return Answer(call.seq, call.ordinal, 0, b"")

@@ -1,0 +1,9 @@
+;; Outstays its deadline in the start section.
+(module
+  (memory (export "memory") 1)
+  (start $begin)
+  (func $begin
+    (loop $again
+      (br $again)))
+  (func (export "run") (result i32)
+    (i32.const 0)))

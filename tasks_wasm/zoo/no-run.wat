@@ -1,0 +1,3 @@
+;; Exports no `run`.
+(module
+  (memory (export "memory") 1))
