@@ -34,8 +34,8 @@ LAYERS: Final[dict[str, str]] = {
 }
 
 # Without one of these nothing runs, unless `sandbox.containment` is "best-effort". The others
-# depend on the kernel's age (TCP, scopes) and on rights that containers take away (user, namespaces);
-# what they stop is stopped by one of these as well.
+# depend on the kernel's age (TCP, scopes) and on rights that containers take away (user,
+# namespaces); what they stop is stopped by one of these as well.
 REQUIRED: Final = frozenset({
     RLIMITS, CAPABILITIES, NOT_DUMPABLE, PARENT_DEATH, NO_NEW_PRIVS, LANDLOCK_FILES,
     NO_DESCRIPTORS, SECCOMP,

@@ -15,7 +15,7 @@ from wasmtime import _bindings
 from executor.model import KIB
 
 SLOTS: Final = 2
-TABLES_A_MODULE: Final = 4
+TABLES_A_MODULE: Final = 8  # the Store's own limit is lower
 TABLE_ELEMENTS_MAX: Final = 1_000_000
 MEMORY_MAX: Final = 1 << 32  # all that 32 bits address: the Store's own limit is lower
 # Zeroed by hand up to here, given back to the kernel beyond: a memset is cheaper than page faults.

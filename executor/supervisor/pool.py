@@ -147,7 +147,7 @@ class Pool:
 
     def pids(self) -> dict[int, str]:
         """The live sandboxes and their tenants."""
-        return {sandbox.pid: sandbox.tenant for sandbox in self._sandboxes}
+        return {sandbox.pid: sandbox.tenant for sandbox in self._sandboxes if sandbox.pid}
 
     # Dispatching.
 

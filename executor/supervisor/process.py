@@ -140,10 +140,14 @@ class SandboxProcess(asyncio.Protocol):
             self._page = mmap.mmap(status_fd, STATUS_BYTES)
             self._status = (ctypes.c_uint64 * 2).from_buffer(self._page)
             self._child = Child(self._on_forked, self._on_exit)
-            self.zygote.fork(
-                "sandbox", (socket_fd, status_fd, *artifact_fds), self._child, slot=self.slot,
-                data=memory_bytes + _DATA_BYTES,
-            )  # fmt: skip
+            try:
+                self.zygote.fork(
+                    "sandbox", (socket_fd, status_fd, *artifact_fds), self._child, slot=self.slot,
+                    data=memory_bytes + _DATA_BYTES,
+                )  # fmt: skip
+            except OSError:
+                self._close_page()
+                raise
         finally:
             os.close(status_fd)
 
@@ -344,9 +348,12 @@ class SandboxProcess(asyncio.Protocol):
             death = replace(death, guilty=0)
         jobs = list(self._jobs.values())
         self._jobs.clear()
+        self._close_page()
+        self.owner.on_dead(self, death, jobs)
+
+    def _close_page(self) -> None:
         del self._status
         self._page.close()
-        self.owner.on_dead(self, death, jobs)
 
     def _unexpected(self) -> Death:
         assert self._exited is not None

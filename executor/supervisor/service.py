@@ -32,7 +32,7 @@ class Ports:
 def new_zygote(config: Config) -> Zygote:
     """The fork server that this configuration asks for; not launched yet."""
     return Zygote(
-        pooled=config.flag("sandbox.pooling"),
+        pooled=config.text("sandbox.memory") == "pooled",
         best_effort=config.text("sandbox.containment") == "best-effort",
     )
 

@@ -51,7 +51,8 @@ class Child:
         """SIGKILL, now or as soon as it exists."""
         self._condemned = True
         if self._pidfd >= 0:
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it died, and nobody told us yet
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     def forked(self, pid: int, pidfd: int) -> None:
         """It exists."""

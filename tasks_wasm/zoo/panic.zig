@@ -6,8 +6,10 @@ comptime {
     task.exportTask(panics);
 }
 
+const message: [100_000]u8 = @splat('A');
+
 fn panics(in: []const u8, out: *std.ArrayList(u8)) anyerror!void {
     _ = in;
     _ = out;
-    @panic("A" ** 100_000);
+    @panic(&message);
 }

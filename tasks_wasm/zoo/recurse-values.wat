@@ -1,4 +1,4 @@
-;; Calls itself with 512 values alive across the call, so that no register can hold them.
+;; Calls itself with 16 values alive across the call, so that no register can hold them.
 (module
   (memory (export "memory") 1)
   (func $deep (param $x i64) (result i64)

@@ -112,7 +112,7 @@ async def test_a_busy_tenant_whose_sandboxes_die_does_not_touch_another() -> Non
         await held(rig)
         (victim,) = rig.sandboxes()
         neighbours = [rig.ask("echo", str(n).encode(), tenant=OTHER) for n in range(40)]
-        victim._process.kill()
+        victim._child.kill()
         for request in neighbours:
             assert (await rig.record(request)).output == request.input
         assert (await rig.put_off()).crashes == 1
@@ -140,7 +140,7 @@ async def test_no_process_is_left_and_every_record_is_there() -> None:
             if number % 25 == 24:
                 await rig.until(lambda: rig.pool.statistics()["ready"])
                 for sandbox in rig.sandboxes():
-                    sandbox._process.kill()
+                    sandbox._child.kill()
         await rig.settle_down()
         ended = [out.subject.split(".")[3] for out in rig.wire.published()]
         assert sorted(ended) == sorted(ids)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 
 import pytest
 
 from executor.core import abi
 from executor.core.frames import FRAME_MAX, Answer, Call, Compiled, Frame, Load, Ready, encode
+from executor.core.layers import REQUIRED
 from tests.support import guests
 from tests.support.puppet import Puppets, done
 from tests.support.rig import OTHER, Rig
@@ -192,7 +194,7 @@ async def test_a_crash_with_an_idle_page_is_not_free_for_ever(puppets: Puppets) 
                 puppet = await puppets.ready()
                 await puppet.run()
                 puppet.show(0)
-                puppet.process.kill()
+                puppet.child.kill()
 
         attack = asyncio.create_task(hide_and_die())
         again = await rig.put_off()
@@ -292,26 +294,32 @@ async def test_a_missing_layer(puppets: Puppets) -> None:
 
 
 async def test_best_effort_says_so(puppets: Puppets) -> None:
-    """Where the operator accepts a weaker jail, tasks run and every receipt says `weakened`."""
+    """Where the operator accepts a weaker jail, tasks run and every receipt names what lacks."""
     async with Rig(sandbox__containment="best-effort") as rig:
         rig.publish("echo", guests.ECHO)
         request = rig.ask("echo")
         puppet = await puppets.next()
         await puppet.ready(("rlimits",))
         await puppet.send(done((await puppet.run()).seq))
-        assert (await rig.record(request)).receipt.containment == "weakened"
+        containment = (await rig.record(request)).receipt.containment
+        assert containment.startswith("weakened: no ")
+        assert "seccomp" in containment
         assert rig.journal.of("sandbox.weakened")
 
 
 async def test_a_claim_without_the_kernels_word(
     puppets: Puppets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process that claims every layer but has new privileges in reach is not believed."""
-    monkeypatch.setattr("tests.support.puppet._PREFIX", ())
+    """A process that claims a layer that the kernel denies is not believed."""
     async with Rig() as rig:
         rig.publish("echo", guests.ECHO)
         rig.ask("echo")
-        puppet = await puppets.ready()
+        puppet = await puppets.next()
+        await puppet.started.wait()
+        # This process has no filter: what the kernel says of it is what a liar's status says.
+        monkeypatch.setattr(puppet.child, "pid", os.getpid())
+        await puppet.next()
+        await puppet.send(Ready(tuple(sorted(REQUIRED)), "puppet"))
         await puppet.ended.wait()
         await rig.until(lambda: rig.journal.of("sandbox.start-failed"))
         assert rig.journal.of("sandbox.start-failed")[0]["code"] == "sandbox.containment-missing"

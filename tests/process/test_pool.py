@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from executor.supervisor import process
+from executor.core.frames import Failed
+from executor.supervisor.zygote import Zygote
 from tests.support import guests
 from tests.support.puppet import Puppets, done
 from tests.support.rig import OTHER, TENANT, Rig
@@ -131,13 +132,13 @@ async def test_a_sandbox_is_recycled() -> None:
 async def test_starts_that_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     """A host that cannot start sandboxes backs off, puts tasks off uncounted, and recovers."""
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError(24, "too many open files")
 
     async with Rig() as rig:
         rig.publish("echo", guests.ECHO)
-        honest = process.spawn
-        monkeypatch.setattr(process, "spawn", fail)
+        honest = Zygote.fork
+        monkeypatch.setattr(Zygote, "fork", fail)
         before = open_descriptors()
         request = rig.ask("echo")
         again = await rig.put_off()
@@ -145,35 +146,32 @@ async def test_starts_that_fail(monkeypatch: pytest.MonkeyPatch) -> None:
         failures = rig.journal.of("sandbox.start-failed")
         assert [facts["detail"] for facts in failures] == ["errno 24"] * 3
         assert open_descriptors() <= before
-        monkeypatch.setattr(process, "spawn", honest)
+        monkeypatch.setattr(Zygote, "fork", honest)
         rig.retry(rig.wire.published("later")[0])
         await rig.settle_down()
         assert rig.records()[request.id].code == ""
 
 
-@pytest.mark.parametrize(
-    ("status", "code"), [(71, "sandbox.start-failed"), (72, "sandbox.containment-missing")]
-)
-async def test_a_start_that_ends_itself(
-    monkeypatch: pytest.MonkeyPatch, status: int, code: str
-) -> None:
-    """A process that ends before it is ready says by its status whether its jail is at fault."""
-    import subprocess
-    import sys
-
-    def leave(_role: str, socket_fd: int, *_fds: int) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-I", "-c", f"import os; os._exit({status})"]
-        return subprocess.Popen(command, pass_fds=(socket_fd,))
-
+@pytest.mark.parametrize("code", ["sandbox.start-failed", "sandbox.containment-missing"])
+async def test_a_start_that_ends_itself(puppets: Puppets, code: str) -> None:
+    """A process that cannot begin says why, and the tasks that wait are put off uncounted."""
     async with Rig() as rig:
         rig.publish("echo", guests.ECHO)
-        monkeypatch.setattr(process, "spawn", leave)
+
+        async def play() -> None:
+            while True:
+                puppet = await puppets.next()
+                await puppet.started.wait()
+                await puppet.send(Failed(code, "landlock-files: no such thing here"))
+                puppet.child.kill()
+
+        playing = asyncio.create_task(play())
         rig.ask("echo")
         again = await rig.put_off()
         assert (again.attempt, again.crashes) == (1, 0)
-        assert {facts["code"] for facts in rig.journal.of("sandbox.start-failed")} == {code}
-        attempts = [f["code"] for f in rig.journal.of("attempt")]
-        assert attempts == [code]
+        failures = rig.journal.of("sandbox.start-failed")
+        assert {facts["code"] for facts in failures} == {code}
+        playing.cancel()
 
 
 async def test_a_tenant_whose_sandboxes_never_start_holds_up_nobody(puppets: Puppets) -> None:
@@ -186,9 +184,9 @@ async def test_a_tenant_whose_sandboxes_never_start_holds_up_nobody(puppets: Pup
             nonlocal served
             while True:
                 puppet = await puppets.next()
-                (tenant,) = [s.tenant for s in rig.sandboxes() if s.pid == puppet.process.pid]
+                (tenant,) = [s.tenant for s in rig.sandboxes() if s.pid == puppet.child.pid]
                 if tenant == OTHER:
-                    puppet.process.kill()
+                    puppet.child.kill()
                     continue
                 await puppet.ready()
                 for _ in range(30):
@@ -218,7 +216,7 @@ async def test_a_failing_second_start_does_not_stop_the_first(puppets: Puppets) 
 
         async def fail() -> None:
             while True:
-                (await puppets.next()).process.kill()
+                (await puppets.next()).child.kill()
 
         failing = asyncio.create_task(fail())
         await rig.until(lambda: len(rig.journal.of("sandbox.start-failed")) >= 3, "failures")

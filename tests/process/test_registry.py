@@ -9,8 +9,7 @@ import pytest
 
 from executor.core import signature
 from executor.errors import ExecutorError
-from executor.supervisor import registry
-from executor.supervisor.compiling import Product
+from executor.supervisor.compiling import Compiler, Product
 from executor.supervisor.job import Artifact
 from executor.supervisor.process import sealed_memfd
 from tests.support import guests
@@ -28,14 +27,14 @@ async def test_admissions_leave_nothing_behind(
 ) -> None:
     """200 modules admitted and retired: artifacts are closed, under one name or under many."""
 
-    async def fast(module: bytes, **_: int) -> Product:
+    async def fast(_: Compiler, module: bytes, **__: int) -> Product:
         fd = sealed_memfd("artifact", module)
         return Product(
             Artifact(fd, len(module), "test"), (("executor:task@1", "input_len", "->i32"),),
             (("memory", "memory"), ("run", "->i32")), 65_536,
         )  # fmt: skip
 
-    monkeypatch.setattr(registry, "compile_module", fast)
+    monkeypatch.setattr(Compiler, "compile", fast)
     code = guests.assemble(guests.TRAP)
     async with Rig() as rig:
         rig.registry._products.clear()

@@ -18,6 +18,7 @@ from executor.core.frames import (
     Compiled,
     Conversation,
     Done,
+    Failed,
     Frame,
     Load,
     Reader,
@@ -36,7 +37,7 @@ VIOLATION: Final = "sandbox.protocol-violation"
 seq = st.integers(1, 2**53 - 1)
 count = st.integers(0, 2**53 - 1)
 small = st.integers(1, 4)
-fd = st.integers(3, 65_535)
+place = st.integers(0, 63)
 text = st.text(st.characters(codec="utf-8"), max_size=30)
 data = st.binary(max_size=60)
 
@@ -58,9 +59,10 @@ calls = st.builds(
 readies = st.builds(Ready, st.lists(text, max_size=3).map(tuple), text)
 runs = st.builds(Run, seq, st.integers(0, 63), data, *[count] * 8)
 anything: st.SearchStrategy[Frame] = st.one_of(
-    st.builds(Load, rows(fd, st.lists(text, max_size=3).map(tuple))), runs,
+    st.builds(Load, rows(place, st.lists(text, max_size=3).map(tuple))), runs,
     st.builds(Answer, seq, count, st.integers(-16, 99), data), readies, calls, dones,
-    st.builds(Compile, fd, fd, count),
+    st.builds(Compile, count, st.booleans()),
+    st.builds(Failed, text, text),
     st.builds(Compiled, rows(text, text, text), rows(text, text), count, count, text),
     st.builds(Rejected, text, text),
 )  # fmt: skip
@@ -196,4 +198,4 @@ def test_nothing_is_said_before_ready(said: list[Frame]) -> None:
         if error.code != VIOLATION:
             raise
     else:
-        assert not events or isinstance(events[0], Ready)
+        assert not events or isinstance(events[0], Ready | Failed)

@@ -6,8 +6,6 @@ import fcntl
 import os
 import socket
 import struct
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -34,10 +32,12 @@ from executor.sandbox.engine import build
 from executor.sandbox.host import Host
 from executor.sandbox.instance import execute
 from executor.sandbox.linker import PublicProgram, prepare
+from tests.support.nursery import Nursery
 
 ALL = tuple(abi.FUNCTIONS)
 MEMORY = '(memory (export "memory") 1)'
 WAIT_SECONDS = 30.0
+GIB = 1024 * MIB
 RUN = Run(
     seq=1, module=0, input=b"", fuel=10_000_000, memory_bytes=MIB, table_elements=1_000,
     output_bytes=PAYLOAD_MAX, log_bytes=64 * KIB, log_lines=256, calls=10_000, mediated_calls=64,
@@ -146,10 +146,10 @@ class Lab:
         return self.run(entry(code), **fields)
 
 
-@pytest.fixture(scope="session")
-def engine() -> wasmtime.Engine:
-    """One engine for all tests of this process."""
-    return build()
+@pytest.fixture(scope="session", params=["pooled", "on-demand"])
+def engine(request: pytest.FixtureRequest) -> wasmtime.Engine:
+    """One engine of each kind for all tests of this process."""
+    return build(pooled=request.param == "pooled")
 
 
 @pytest.fixture
@@ -176,17 +176,10 @@ def memfd(data: bytes = b"", *, size: int = 0) -> int:
 class Room:
     """One real process, seen from the supervisor's end of its socket."""
 
-    def __init__(self, role: str, pass_fds: tuple[int, ...], *arguments: int) -> None:
+    def __init__(self, nursery: Nursery, role: str, *fds: int, **fields: Any) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
-            self.process = subprocess.Popen(
-                [
-                    sys.executable, "-I", "-m", "executor.sandbox", role, str(theirs.fileno()),
-                    *map(str, arguments),
-                ],
-                pass_fds=(theirs.fileno(), *pass_fds, *arguments), env={}, cwd="/",
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            )  # fmt: skip
+            self.process = nursery.fork(role, (theirs.fileno(), *fds), **fields)
         ours.settimeout(WAIT_SECONDS)
         self.socket = ours
         self.status_fd = -1
@@ -226,13 +219,12 @@ class Room:
 
     def exit_status(self) -> int:
         """How it ended; waits for that."""
-        return self.process.wait(WAIT_SECONDS)
+        return self.process.wait()
 
     def close(self) -> None:
         """End it, if it still lives."""
         self.socket.close()
-        self.process.kill()
-        self.process.wait(WAIT_SECONDS)
+        self.process.close()
         if self.status_fd >= 0:
             os.close(self.status_fd)
 
@@ -240,37 +232,38 @@ class Room:
 class Rooms:
     """Starts real processes and ends them with the test."""
 
-    def __init__(self) -> None:
+    def __init__(self, nursery: Nursery) -> None:
+        self.nursery = nursery
         self._open: list[Room] = []
         self._fds: list[int] = []
 
     def sandbox(self, *artifacts: int, functions: tuple[str, ...] = ALL, load: bool = True) -> Room:
         """A sandbox that was sent its Load frame; its Ready is still to be read."""
         status = memfd(size=4096)
-        room = Room("sandbox", artifacts, status)
+        room = Room(self.nursery, "sandbox", status, *artifacts)
         room.status_fd = status
         self._open.append(room)
         if load:
-            room.send(Load(tuple((artifact, functions) for artifact in artifacts)))
+            room.send(Load(tuple((place, functions) for place in range(len(artifacts)))))
         return room
 
     def ready(self, *wats: str) -> Room:
         """A sandbox with these modules, ready for attempts."""
         room = self.sandbox(*(self.artifact(wat) for wat in wats))
         frame = room.next()
-        assert isinstance(frame, Ready), (frame, room.process.poll())
+        assert isinstance(frame, Ready), frame
         return room
 
     def compile(
-        self, module: bytes, *, memory_max: int = 64 * MIB
+        self, module: bytes, *, memory_max: int = 64 * MIB, large: bool = False
     ) -> tuple[Frame | None, int, int]:
         """The compiler's answer, the artifact's descriptor, and how the process ended."""
         artifact = memfd()
         source = memfd(module)
         self._fds += [artifact, source]
-        room = Room("compiler", (source, artifact))
+        room = Room(self.nursery, "compiler", source, artifact, data=GIB, cpu_seconds=10)
         self._open.append(room)
-        room.send(Compile(source, artifact, memory_max))
+        room.send(Compile(memory_max, large))
         answer = room.next()
         return answer, artifact, room.exit_status()
 
@@ -288,9 +281,17 @@ class Rooms:
             os.close(descriptor)
 
 
+@pytest.fixture(scope="session", params=["pooled", "on-demand"])
+def nursery(request: pytest.FixtureRequest) -> Iterator[Nursery]:
+    """A fork server for all tests, once with each kind of memory."""
+    made = Nursery(pooled=request.param == "pooled")
+    yield made
+    made.close()
+
+
 @pytest.fixture
-def rooms() -> Iterator[Rooms]:
+def rooms(nursery: Nursery) -> Iterator[Rooms]:
     """Real sandbox and compiler processes."""
-    started = Rooms()
+    started = Rooms(nursery)
     yield started
     started.close()

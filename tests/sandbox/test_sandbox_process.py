@@ -9,8 +9,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from executor.core import abi
-from executor.core.frames import Answer, Call, Compiled, Conversation, Done, Load, Ready, encode
+from executor.core import abi, layers
+from executor.core.frames import (
+    Answer,
+    Call,
+    Compiled,
+    Conversation,
+    Done,
+    Failed,
+    Load,
+    Ready,
+    encode,
+)
 
 if TYPE_CHECKING:
     from tests.sandbox.conftest import Lab, Room, Rooms
@@ -46,17 +56,19 @@ def test_ready_names_its_layers(rooms: Rooms, lab: Lab) -> None:
     room = rooms.sandbox(rooms.artifact(lab.text(ECHO)))
     frame = room.next()
     assert isinstance(frame, Ready)
-    assert frame.layers == (
-        "rlimits", "user", "capabilities", "not-dumpable", "parent-death", "no-new-privs",
-        "no-descriptors",
-    )  # fmt: skip
+    optional = {layers.USER, layers.LANDLOCK_TCP, layers.LANDLOCK_SCOPES}
+    expected = [name for name in layers.LAYERS if name != layers.NAMESPACES]
+    assert [name for name in expected if name in frame.layers] == list(frame.layers)
+    assert set(frame.layers) >= layers.REQUIRED
+    assert set(expected) - set(frame.layers) <= optional
     assert frame.engine.startswith("wasmtime 50.")
 
 
 def test_the_kernel_confirms_the_layers(rooms: Rooms, lab: Lab) -> None:
-    """What /proc says: no new privileges, no capabilities, one thread, not root."""
+    """What /proc says: a filter, no new privileges, no capabilities, one thread, not root."""
     room = rooms.ready(lab.text(ECHO))
     assert room.proc("NoNewPrivs") == "1"
+    assert room.proc("Seccomp") == "2"
     assert [int(room.proc(name), 16) for name in ("CapEff", "CapPrm", "CapInh", "CapAmb")] == [
         0
     ] * 4
@@ -281,7 +293,9 @@ def test_a_wrong_answer_is_our_bug(rooms: Rooms, lab: Lab) -> None:
 def test_an_artifact_that_is_none_does_not_start(rooms: Rooms, lab: Lab) -> None:
     """A file that the engine does not take ends the start."""
     room = rooms.sandbox(lab.memfd(b"no artifact"))
-    assert (room.next(), room.exit_status()) == (None, 71)
+    frame = room.next()
+    assert isinstance(frame, Failed)
+    assert (frame.code, room.exit_status()) == ("sandbox.start-failed", 71)
 
 
 def test_an_ungranted_import_does_not_start(rooms: Rooms, lab: Lab) -> None:

@@ -109,7 +109,7 @@ class Puppets:
         self._all: list[Puppet] = []
         self._new: asyncio.Queue[Puppet] = asyncio.Queue()
         self._honest = Zygote.fork
-        patch.setattr(Zygote, "fork", lambda zygote, *a, **k: self._fork(zygote, *a, **k))
+        patch.setattr(Zygote, "fork", lambda zygote, *a, **k: self._fork(zygote, *a, **k))  # noqa: PLW0108 - it binds
 
     def _fork(
         self, zygote: Zygote, role: str, fds: Sequence[int], child: Child, **fields: Any

@@ -279,7 +279,7 @@ class Serve:
     def sandboxes(self) -> list[int]:
         """The sandboxes that it started, that are locked down and still exist."""
         pids = [int(e["pid"]) for e in self.events("sandbox.started")]
-        return [pid for pid in pids if _is_sandbox(pid, self.process.pid)]
+        return [pid for pid in pids if _is_sandbox(pid)]
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal."""
@@ -317,13 +317,12 @@ def _exists(pid: int) -> bool:
     return "executor" in status or "python" in status
 
 
-def _is_sandbox(pid: int, parent: int) -> bool:
+def _is_sandbox(pid: int) -> bool:
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return False
-    locked = "NoNewPrivs:\t1\n" in status
-    return f"PPid:\t{parent}\n" in status and locked and "State:\tZ" not in status
+    return "Seccomp:\t2\n" in status and "State:\tZ" not in status
 
 
 async def until(holds: Callable[[], bool]) -> None:

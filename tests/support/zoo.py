@@ -8,7 +8,6 @@ is when its row says `kind = "file"`.
 from __future__ import annotations
 
 import functools
-import re
 import tempfile
 import tomllib
 from collections.abc import Callable, Iterable
@@ -39,6 +38,13 @@ _KEYS: Final = frozenset({
 _VERSION: Final = "1.0.0"
 
 Make = Callable[[str], bytes]
+
+MADE: Final[dict[str, Make]] = {}  # by the name in the table
+
+
+def _made(make: Make) -> Make:
+    MADE[make.__name__.removeprefix("_")] = make
+    return make
 
 
 @dataclass(frozen=True)
@@ -171,27 +177,32 @@ _HARMLESS: Final = _module([_body(_ZERO)])
 # Bombs for the compiler.
 
 
+@_made
 def _locals_many(_task: str) -> bytes:
     return _module([_body(_ZERO, 50_000)])
 
 
+@_made
 def _functions_many(_task: str) -> bytes:
     return _module([_body(_ZERO)] * 30_000)
 
 
+@_made
 def _types_many(_task: str) -> bytes:
     return _module([_body(_ZERO)], types=[b"\x60\0\0"] * 300_000)
 
 
+@_made
 def _params_many(_task: str) -> bytes:
     return _module([_body(_ZERO)], types=[b"\x60" + wasm.uleb(1_000) + b"\x7f" * 1_000 + b"\0"])
 
 
+@_made
 def _imports_many(_task: str) -> bytes:
-    one = _vector([b""])[:0] + b"\x0fexecutor:task@1\x09input_len\0\0"
-    return _module([_body(_ZERO)], imports=[one] * 2_000)
+    return _module([_body(_ZERO)], imports=[b"\x0fexecutor:task@1\x09input_len\0\0"] * 2_000)
 
 
+@_made
 def _body_long(_task: str) -> bytes:
     return _module([_body(_ZERO + (b"\x41\1" + _ADD) * 100_000)])
 
@@ -200,14 +211,17 @@ def _blocks(depth: int) -> bytes:
     return _module([_body(b"\2\x40" * depth + b"\x0b" * depth + _ZERO)])
 
 
+@_made
 def _blocks_deep(_task: str) -> bytes:
     return _blocks(50_000)
 
 
+@_made
 def _blocks_allowed(_task: str) -> bytes:
     return _blocks(21_800)  # 64 KiB
 
 
+@_made
 def _branches_many(_task: str) -> bytes:
     table = b"\2\x40" + _LOAD + _branches([0] * 60_000) + b"\x0b"
     return _module([_body(table * 8 + _ZERO), _body(table * 8 + _ZERO)])
@@ -217,6 +231,7 @@ def _sum_of_locals(count: int) -> bytes:
     return _ZERO + b"".join(_get(index) + _ADD for index in range(count))
 
 
+@_made
 def _values_memory(_task: str) -> bytes:
     """Every entry of the table carries every local to the place where two values of it meet."""
     count = 1_000
@@ -226,6 +241,7 @@ def _values_memory(_task: str) -> bytes:
     return _module([_body(code, count)])
 
 
+@_made
 def _values_time(_task: str) -> bytes:
     """A way into each of many nested blocks, and behind each of them one local is another."""
     count, depth = 1_000, 3_000
@@ -240,20 +256,22 @@ def _values_time(_task: str) -> bytes:
 
 
 def _named(name: bytes) -> bytes:
-    names = b"\1" + wasm.uleb(len(name)) + name  # one function, of index 0 below
-    content = b"\1\0" + wasm.uleb(len(name)) + name
-    assert names
-    return _module([_body(_TRAP)]) + wasm.custom("name", _section(1, content))
+    """A function that traps, and the name that the name section gives it."""
+    functions = b"\1\0" + wasm.uleb(len(name)) + name
+    return _module([_body(_TRAP)]) + wasm.custom("name", _section(1, functions))
 
 
+@_made
 def _name_long(_task: str) -> bytes:
     return _named(b"A" * 100_000)
 
 
+@_made
 def _name_binary(_task: str) -> bytes:
     return _named(b"\xff\xfe\x1b[2J\xc0\x80")
 
 
+@_made
 def _sections_twice(_task: str) -> bytes:
     code = next(s for s in wasm.sections(_HARMLESS) if s.id == _CODE)
     return _HARMLESS + _HARMLESS[code.start : code.end]
@@ -265,14 +283,17 @@ def _exchanged(number: int, content: bytes) -> bytes:
     return _HARMLESS[: old.start] + _section(number, content) + _HARMLESS[old.end :]
 
 
+@_made
 def _code_cut(_task: str) -> bytes:
     return _exchanged(_CODE, b"\1" + wasm.uleb(500) + b"\0" + _ZERO)
 
 
+@_made
 def _count_lie(_task: str) -> bytes:
     return _exchanged(_FUNCTION, wasm.uleb(2**32 - 1) + b"\0")
 
 
+@_made
 def _opcode_unknown(_task: str) -> bytes:
     return _exchanged(_CODE, _vector([_body(b"\xff" + _ZERO)]))
 
@@ -280,67 +301,83 @@ def _opcode_unknown(_task: str) -> bytes:
 # Files.
 
 
+@_made
 def _good(task: str) -> bytes:
     return guests.signed(guests.ECHO, task, version=_VERSION)
 
 
+@_made
 def _file_empty(_task: str) -> bytes:
     return b""
 
 
+@_made
 def _file_native(_task: str) -> bytes:
     # x86-64, an executable, version 1; behind its header the program would stand.
     return b"\x7fELF\2\1\1" + bytes(9) + b"\2\0\x3e\0\1\0\0\0" + bytes(8) + b"\x40" + bytes(4_000)
 
 
+@_made
 def _file_text(_task: str) -> bytes:
     return b'(module (memory (export "memory") 1) (func (export "run") (result i32) i32.const 0))'
 
 
+@_made
 def _file_truncated(task: str) -> bytes:
     return _good(task)[:-7]
 
 
+@_made
 def _file_relabelled(task: str) -> bytes:
     return b"\0asm\x0d\0\1\0" + _good(task)[wasm.HEADER :]
 
 
+@_made
 def _file_section_past_end(task: str) -> bytes:
     return _good(task) + b"\0" + wasm.uleb(100_000) + b"\4name"
 
 
+@_made
 def _file_name_past_section(task: str) -> bytes:
     return _good(task) + b"\0\x05" + wasm.uleb(200) + b"abc"
 
 
+@_made
 def _file_name_huge(task: str) -> bytes:
     return _good(task) + _section(wasm.CUSTOM, wasm.uleb(300) + b"A" * 300)
 
 
+@_made
 def _file_name_not_text(task: str) -> bytes:
     return _good(task) + _section(wasm.CUSTOM, b"\4\xff\xfe\xc0\x80")
 
 
+@_made
 def _file_number_endless(task: str) -> bytes:
     return _good(task) + b"\0" + b"\x80" * 64
 
 
+@_made
 def _file_sections_many(task: str) -> bytes:
     return _good(task) + b"\0\1\0" * 5_000
 
 
+@_made
 def _file_large(task: str) -> bytes:
     return _good(task) + wasm.custom("padding", bytes(wasm.MODULE_MAX))
 
 
+@_made
 def _file_unsigned(task: str) -> bytes:
     return _describe(guests.assemble(guests.ECHO), task)
 
 
+@_made
 def _file_stranger(task: str) -> bytes:
     return guests.signed(guests.ECHO, task, version=_VERSION, key=guests.STRANGER)
 
 
+@_made
 def _file_forged(task: str) -> bytes:
     strange = guests.signed(guests.ECHO, task, version=_VERSION, key=guests.FORGER)
     return strange.replace(guests.FORGER.public.key_id, guests.AUTHOR.public.key_id, 1)
@@ -352,6 +389,7 @@ def _signatures(module: bytes) -> bytes:
     return module[section.start : section.end]
 
 
+@_made
 def _file_signature_second(task: str) -> bytes:
     module = _good(task)
     signed = _signatures(module)
@@ -359,15 +397,18 @@ def _file_signature_second(task: str) -> bytes:
     return module[: wasm.HEADER] + before + signed + module[wasm.HEADER + len(signed) :]
 
 
+@_made
 def _file_signature_twice(task: str) -> bytes:
     module = _good(task)
     return module[: wasm.HEADER] + _signatures(module) + module[wasm.HEADER :]
 
 
+@_made
 def _file_appended(task: str) -> bytes:
     return _good(task) + wasm.custom("note", b"added later")
 
 
+@_made
 def _file_padded(task: str) -> bytes:
     module = _good(task)
     last = wasm.sections(module)[-1]
@@ -376,47 +417,45 @@ def _file_padded(task: str) -> bytes:
     return module[: last.start + 1] + bytes([low, high, 0]) + module[payload:]
 
 
+@_made
 def _file_parts(task: str) -> bytes:
     return _good(task) + wasm.custom(signature.DELIMITER, bytes(16))
 
 
-def _claims(task: str, data: bytes) -> bytes:
+def _claims(data: bytes) -> bytes:
     """A signed module with any bytes for a manifest."""
-    assert task
     code = guests.assemble(guests.ECHO) + wasm.custom(manifest.SECTION, data)
     return signature.sign_module(code, guests.AUTHOR)
 
 
+@_made
 def _file_two_manifests(task: str) -> bytes:
     other = manifest.encode(Manifest(task=task, version=_VERSION, summary="harmless"))
     code = _file_unsigned(task) + wasm.custom(manifest.SECTION, other)
     return signature.sign_module(code, guests.AUTHOR)
 
 
+@_made
 def _file_no_manifest(_task: str) -> bytes:
     return signature.sign_module(guests.assemble(guests.ECHO), guests.AUTHOR)
 
 
+@_made
 def _file_other_task(_task: str) -> bytes:
     return _good("billing")
 
 
-def _file_manifest_deep(task: str) -> bytes:
-    return _claims(task, b'{"abi":' + b"[" * 30_000 + b"]" * 30_000 + b"}")
+@_made
+def _file_manifest_deep(_task: str) -> bytes:
+    return _claims(b'{"abi":' + b"[" * 30_000 + b"]" * 30_000 + b"}")
 
 
-def _file_manifest_number(task: str) -> bytes:
-    return _claims(task, b'{"abi":' + b"9" * 50_000 + b"}")
+@_made
+def _file_manifest_number(_task: str) -> bytes:
+    return _claims(b'{"abi":' + b"9" * 50_000 + b"}")
 
 
+@_made
 def _file_undeclared(task: str) -> bytes:
     code = guests.described(guests.assemble(guests.KV), task, version=_VERSION)
     return signature.sign_module(code, guests.AUTHOR)
-
-
-# By the name in the table: the functions above without their underscore.
-MADE: Final[dict[str, Make]] = {
-    name[1:]: value
-    for name, value in list(globals().items())
-    if re.fullmatch(r"_[a-z]+_[a-z_]+", name) and callable(value)
-}

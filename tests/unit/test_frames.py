@@ -18,12 +18,17 @@ from executor.core.frames import (
     Compiled,
     Conversation,
     Done,
+    Exited,
+    Failed,
+    Fork,
+    Forked,
     Frame,
     Load,
     Reader,
     Ready,
     Rejected,
     Run,
+    Warm,
 )
 from executor.errors import ExecutorError
 from executor.model import KIB, PAYLOAD_MAX
@@ -37,22 +42,32 @@ DONE: Final = Done(1, "", "", False, -1, b"out", ((1, "line"),), 0, 1, 2, 3, 4, 
 SMALL: Final[tuple[Frame, ...]] = (
     Load(((3, ("kv_get", "log_write")), (4, ()))),
     RUN, ANSWER, READY, CALL, DONE,
-    Compile(3, 4, 1),
+    Compile(4, large=False),
     Compiled((("m", "n", "->i32"),), (("run", "->i32"),), 1, 2, "wasmtime 50"),
     Rejected("module.invalid", "no"),
+    Failed("sandbox.start-failed", "no"),
+    Warm("wasmtime 50", ("namespaces",)),
+    Fork(1, "sandbox", 0, 1, best_effort=False),
+    Forked(1, 2),
+    Exited(1, -9),
 )  # fmt: skip
 LARGEST: Final[tuple[Frame, ...]] = (
-    Load(tuple((65_535, ("f" * 128,) * 11) for _ in range(64))),
+    Load(tuple((63, ("f" * 128,) * 11) for _ in range(64))),
     Run(BIG, 63, bytes(PAYLOAD_MAX), *[BIG] * 8),
     Answer(BIG, BIG, PAYLOAD_MAX, bytes(PAYLOAD_MAX)),
     Ready(("l" * 128,) * 32, "e" * 128),
     Call(BIG, BIG, "f" * 128, bytes(512), bytes(PAYLOAD_MAX)),
     Done(BIG, "c" * 64, "😀" * (8 * KIB), True, BIG, bytes(PAYLOAD_MAX),
          ((3, "😀" * 128),) * 256, BIG, BIG, BIG, BIG, BIG, BIG, (("n" * 64, "é" * 512),) * 32),
-    Compile(65_535, 65_535, BIG),
+    Compile(BIG, large=True),
     Compiled((("m" * 128, "n" * 128, "s" * 256),) * 1_000, (("e" * 128, "s" * 256),) * 256,
              BIG, BIG, "e" * 128),
     Rejected("c" * 64, "m" * 1_024),
+    Failed("c" * 64, "m" * 1_024),
+    Warm("e" * 128, ("l" * 128,) * 32),
+    Fork(BIG, "r" * 16, 65_535, BIG, True, BIG, "a" * 128),
+    Forked(BIG, BIG),
+    Exited(BIG, -255),
 )  # fmt: skip
 
 
@@ -81,11 +96,12 @@ def test_frames_read_back(frame: Frame) -> None:
 def test_kinds_have_their_numbers() -> None:
     """The number of each kind is wire format between two processes."""
     kinds = [msgpack.unpackb(body_of(frame))[0] for frame in SMALL]
-    assert kinds == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+    assert kinds == [*range(14)]
 
 
 COUNT_BAD: Final[list[Any]] = [-1, 2**53, 2**63, 2**64 - 1, 1.0, True, None, "1", b"1", [], {}]
 TEXT_BAD: Final[list[Any]] = [1, None, b"x", [], True, {}]
+BOOL_BAD: Final[list[Any]] = [0, 1, None, "true"]
 BYTES_BAD: Final[list[Any]] = [1, None, "x", [], True]
 
 
@@ -99,7 +115,6 @@ def data(size: int) -> list[Any]:
     return [bytes(size + 1), *BYTES_BAD]
 
 
-FD_BAD: Final = [*COUNT_BAD, 0, 2, 65_536]
 SEQ_BAD: Final = [*COUNT_BAD, 0]
 NAMES_BAD: Final[list[Any]] = ["x", None, {}, ["l"] * 33, [1], [["l"]], ["x" * 129]]
 RESOURCES: Final = (
@@ -109,7 +124,7 @@ RESOURCES: Final = (
 USED: Final = ("log_dropped", "fuel_used", "memory_bytes", "guest_us", "host_us", "host_calls")
 
 OUT_OF_BOUNDS: Final[dict[type, dict[str, list[Any]]]] = {
-    Load: {"modules": [1, [[3]], [[2, []]], [[3, ["f"] * 12]], [[3, [1]]], [[3, []]] * 65, ["ab"]]},
+    Load: {"modules": [1, [[3]], [[64, []]], [[3, ["f"] * 12]], [[3, [1]]], [[3, []]] * 65, ["ab"]]},
     Run: {
         "seq": SEQ_BAD, "module": [*COUNT_BAD, 64], "input": data(PAYLOAD_MAX),
         **dict.fromkeys(RESOURCES, COUNT_BAD),
@@ -125,14 +140,14 @@ OUT_OF_BOUNDS: Final[dict[type, dict[str, list[Any]]]] = {
     },
     Done: {
         "seq": SEQ_BAD, "code": text(64), "message": text(8 * KIB),
-        "transient": [0, 1, None, "true"], "retry_after_ms": [-2, 2**63, 1.0, None],
+        "transient": BOOL_BAD, "retry_after_ms": [-2, 2**63, 1.0, None],
         "output": data(PAYLOAD_MAX),
         "logs": [1, [[1]], [[4, "x"]], [[-1, "x"]], [[1, b"x"]], [[1, "x" * 4097]],
                  [[1, "x"]] * 257, [[1, "x", 2]]],
         **dict.fromkeys(USED, COUNT_BAD),
         "facts": [1, [["a"]], [["a", 1]], [["a" * 65, "b"]], [["a", "b" * 513]], [["a", "b"]] * 33],
     },
-    Compile: {"module_fd": FD_BAD, "artifact_fd": FD_BAD, "memory_max": COUNT_BAD},
+    Compile: {"memory_max": COUNT_BAD, "large": BOOL_BAD},
     Compiled: {
         "imports": [1, [["m", "n"]], [["m", "n", 1]], [["m" * 129, "n", "s"]],
                     [["m", "n", "s" * 257]], [["m", "n", "s"]] * 1_001],
@@ -140,6 +155,14 @@ OUT_OF_BOUNDS: Final[dict[type, dict[str, list[Any]]]] = {
         "memory_min": COUNT_BAD, "artifact_bytes": COUNT_BAD, "engine": text(128),
     },
     Rejected: {"code": text(64), "message": text(1_024)},
+    Failed: {"code": text(64), "message": text(1_024)},
+    Warm: {"engine": text(128), "layers": NAMES_BAD},
+    Fork: {
+        "number": SEQ_BAD, "role": text(16), "slot": [*COUNT_BAD, 65_536], "data": COUNT_BAD,
+        "best_effort": BOOL_BAD, "cpu_seconds": COUNT_BAD, "attack": text(128),
+    },
+    Forked: {"number": SEQ_BAD, "pid": SEQ_BAD},
+    Exited: {"number": SEQ_BAD, "status": [-256, 256, 1.0, None]},
 }  # fmt: skip
 
 
