@@ -34,7 +34,8 @@ _NUMBERS: Final[dict[str, tuple[int, int]]] = {
     "unshare": (272, 97), "setns": (308, 268), "io_uring_setup": (425, 425), "bpf": (321, 280),
     "userfaultfd": (323, 282), "perf_event_open": (298, 241), "keyctl": (250, 219),
     "add_key": (248, 217), "memfd_create": (319, 279), "memfd_secret": (447, 447),
-    "shmget": (29, 194), "msgget": (68, 186), "mq_open": (180, 180), "pipe2": (293, 59),
+    "shmget": (29, 194), "shmctl": (31, 195),
+    "msgget": (68, 186), "msgctl": (71, 187), "mq_open": (180, 180), "pipe2": (293, 59),
     "dup": (32, 23), "eventfd2": (290, 19), "epoll_create1": (291, 20), "inotify_init1": (294, 26),
     "init_module": (175, 105), "kexec_load": (246, 104), "reboot": (169, 142),
     "setrlimit": (160, 164), "prlimit64": (302, 261), "personality": (135, 92),
@@ -48,6 +49,7 @@ _PATH: Final = ctypes.create_string_buffer(b"/etc/passwd")
 _FOLDER: Final = ctypes.create_string_buffer(b"/tmp")
 _SHELL: Final = ctypes.create_string_buffer(b"/bin/sh")
 _NEW: Final = ctypes.create_string_buffer(b"/tmp/escaped")
+_NEW_FOLDER: Final = ctypes.create_string_buffer(b"/tmp/escaped-folder")
 _OUT: Final = ctypes.create_string_buffer(4096)
 _ZERO: Final = ctypes.create_string_buffer(256)
 _NAME: Final = ctypes.create_string_buffer(b"x")
@@ -123,7 +125,7 @@ ATTACKS: Final[dict[str, Callable[[], object]]] = {
     "list-a-folder": lambda: os.listdir("/proc"),  # noqa: PTH208
     "readlink": _simple("readlinkat", _AT_FDCWD, _PATH, _OUT, 100),
     "unlink": _simple("unlinkat", _AT_FDCWD, _NEW, 0),
-    "mkdir": _simple("mkdirat", _AT_FDCWD, _NEW, 0o700),
+    "mkdir": _simple("mkdirat", _AT_FDCWD, _NEW_FOLDER, 0o700),
     "chroot": _simple("chroot", _FOLDER),
     "mount": _simple("mount", _NAME, _FOLDER, _NAME, 0, 0),
     **{f"socket-{name}": _simple("socket", *what, 0) for name, what in _FAMILIES.items()},
@@ -145,7 +147,7 @@ ATTACKS: Final[dict[str, Callable[[], object]]] = {
     "signal-parent": lambda: _call("kill", os.getppid(), 0),
     "signal-everyone": _simple("kill", (1 << 64) - 1, 0),
     "signal-queue": lambda: _call("rt_sigqueueinfo", os.getppid(), 10, _ZERO),
-    "stop-itself": lambda: _call("tgkill", os.getpid(), os.getpid(), 19),
+    "signal-itself": lambda: _call("tgkill", os.getpid(), os.getpid(), 0),
     "pidfd-of-parent": lambda: _call("pidfd_open", os.getppid(), 0),
     "pidfd-getfd": _simple("pidfd_getfd", 0, 0, 0),
     "write-and-execute": _write_and_execute,
@@ -160,8 +162,8 @@ ATTACKS: Final[dict[str, Callable[[], object]]] = {
     "add-key": _simple("add_key", _NAME, _NAME, _NAME, 1, (1 << 64) - 3),
     "memfd": _simple("memfd_create", _NAME, 0),
     "memfd-secret": _simple("memfd_secret", 0),
-    "shared-segment": _simple("shmget", 0, 4096, 0o1600),
-    "message-queue": _simple("msgget", 0, 0o1600),
+    "shared-segment": lambda: _call("shmctl", _call("shmget", 0, 4096, 0o1600), 0, 0),
+    "message-queue": lambda: _call("msgctl", _call("msgget", 0, 0o1600), 0, 0),
     "posix-queue": _simple("mq_open", _NAME, 0o102, 0o600, 0),
     "pipe": _simple("pipe2", _OUT, 0),
     "duplicate": _simple("dup", 2),

@@ -301,7 +301,6 @@ def _opcode_unknown(_task: str) -> bytes:
 # Files.
 
 
-@_made
 def _good(task: str) -> bytes:
     return guests.signed(guests.ECHO, task, version=_VERSION)
 
