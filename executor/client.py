@@ -21,7 +21,7 @@ from typing import Any, Final, Self, TypeVar
 
 from executor import config as configs
 from executor.config import Config
-from executor.core import envelope, subjects
+from executor.core import cancel, envelope, subjects
 from executor.core.envelope import Record
 from executor.core.seal import ExecutorKey, NotAuthenticError, Opener
 from executor.core.signature import PublicKey
@@ -29,6 +29,7 @@ from executor.errors import ExecutorError
 from executor.model import PAYLOAD_MAX, Receipt, StoredMessage, TaskId, TaskRequest
 from executor.telemetry import producer_span
 from executor.transport.connection import Connection
+from executor.transport.control import Control
 from executor.transport.records import Tap, find, get, iterate, read_outcome
 from executor.transport.settings import Settings
 from executor.transport.submit import Submission, Submitter
@@ -38,6 +39,8 @@ T = TypeVar("T")
 
 # The live tap can miss a record across a reconnect; a waiting caller looks for itself this often.
 _LOOK_S: Final = 2.0
+# A cancellation is remembered for as long as a task may reasonably stay queued: a week.
+CANCEL_MS: Final = 7 * 24 * 3600 * 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,6 +333,37 @@ class Client:
         finally:
             self._forget(task_id, waiting)
 
+    async def cancel(self, task_id: str, *, task: str | None = None) -> TaskOutcome | None:
+        """Announce that a task must not run any more; its outcome, if it ended before.
+
+        It ends as `task.cancelled`: running or waiting for a retry at once, queued when its turn
+        comes. Nothing is undone that it did.
+
+        Errors  `transport.*`; `ValueError` for what can be no id.
+        """
+        if not subjects.is_id(task_id):
+            raise ValueError("an id is of [A-Za-z0-9_-]{1,64} and does not begin with _")
+        ended = await self.outcome(task_id, task=task)
+        if ended is not None:
+            return ended
+        control, now = Control(self.connection), time.time_ns() // 1_000_000
+        await self._forget_cancels(control, now)
+        name = task or subjects.ANY_TASK
+        value = cancel.encode(self.tenant, name, task_id, until=now + CANCEL_MS,
+                              environment=self.environment)  # fmt: skip
+        await control.put(subjects.cancel_key(self.tenant, name, task_id), value)
+        return None
+
+    async def _forget_cancels(self, control: Control, now: int) -> None:
+        """Remove what has run out, so that CONTROL does not grow."""
+        for key, (value, _) in (await control.entries(f"cancel.{self.tenant}")).items():
+            try:
+                over = cancel.decode(value, key, environment=self.environment) <= now
+            except ExecutorError:
+                over = True
+            if over:
+                await control.delete(key)
+
     async def outcome(self, task_id: str, *, task: str | None = None) -> TaskOutcome | None:
         """The outcome of a task if there is one now."""
         if task is not None:
@@ -499,6 +533,10 @@ class SyncClient:
     def wait(self, task_id: str, **options: Any) -> TaskOutcome:
         """As `Client.wait`."""
         return self._call(self._client.wait(task_id, **options))
+
+    def cancel(self, task_id: str, *, task: str | None = None) -> TaskOutcome | None:
+        """As `Client.cancel`."""
+        return self._call(self._client.cancel(task_id, task=task))
 
     def outcome(self, task_id: str, *, task: str | None = None) -> TaskOutcome | None:
         """As `Client.outcome`."""

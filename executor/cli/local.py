@@ -197,6 +197,8 @@ class _Wire:
         del tenant, task, task_id
         return []
 
+    waiting = read
+
     def completed(self, tenant: str) -> None:
         del tenant
         self.settled.set()

@@ -362,4 +362,57 @@ async def _result(config: Config, tenant: str, task_id: str, timeout_s: float) -
         return await client.wait(task_id, timeout_s=timeout_s)
 
 
-VERBS = (publish, serve, submit, result)
+@click.command("cancel", cls=Verb)
+@click.argument("task_id", metavar="ID")
+@click.option("--tenant", help="Whose task it is.")
+@click.option("--task", help="The task's name, where several tasks use the same id.")
+@click.option(
+    "--timeout",
+    type=duration_ms,
+    metavar="TIME",
+    default="2s",
+    show_default=True,
+    help="How long to wait for its end.",
+)
+def cancel(task_id: str, tenant: str | None, task: str | None, timeout: int) -> None:
+    """End the task ID as `task.cancelled`, wherever it is.
+
+    Running or waiting for a retry it ends at once, queued when its turn comes. What it did before
+    is not undone; a task that has an outcome keeps it.
+
+    Example: executor cancel 3f9c…
+    """
+    if not subjects.is_id(task_id) or (task is not None and not subjects.is_token(task)):
+        raise click.UsageError("An id and a task are of [A-Za-z0-9_-]{1,64}.")
+    config = state().config()
+    work = _cancel(config, pick_tenant(config, tenant), task, task_id, timeout / 1000)
+    before, outcome = run_async(work, "NATS")
+    ended = None if outcome is None else outcome.code or "result"
+    if outcome is None:
+        text = f"{task_id} is announced as cancelled: it ends when its turn comes"
+    elif before:
+        text = f"{task_id} had ended before: {ended}"
+    else:
+        text = f"{task_id} ended: {ended}"
+    state().out.data(
+        {"schema": "executor.cancelled/1", "id": task_id, "ended_before": before, "outcome": ended},
+        text,
+    )  # fmt: skip
+
+
+async def _cancel(
+    config: Config, tenant: str, task: str | None, task_id: str, timeout_s: float
+) -> tuple[bool, TaskOutcome | None]:
+    async with await Client.from_config(config, tenant) as client:
+        before = await client.cancel(task_id, task=task)
+        if before is not None:
+            return True, before
+        try:
+            return False, await client.wait(task_id, task=task, timeout_s=timeout_s)
+        except ExecutorError as error:
+            if error.code != "transport.outcome-pending":
+                raise
+            return False, None
+
+
+VERBS = (publish, serve, submit, result, cancel)

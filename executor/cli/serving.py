@@ -10,6 +10,7 @@ from typing import Final
 
 from executor.cli.modules import read_key
 from executor.config import Config
+from executor.core import cancel
 from executor.core import release as releases
 from executor.core.policy import Tenant
 from executor.core.signature import SecretKey
@@ -114,6 +115,10 @@ class _Records:
         """What is stored of a task id."""
         return await records.read_outcome(self.connection, tenant, task, task_id)
 
+    async def waiting(self, tenant: str, task: str, task_id: str) -> Sequence[StoredMessage]:
+        """What waits in LATER under a task id."""
+        return await records.read_waiting(self.connection, tenant, task, task_id)
+
 
 @dataclass
 class _Intake:
@@ -190,7 +195,7 @@ class Host:
         )  # fmt: skip
         self.pipeline = assemble(self.config, ports, key=self._key, telemetry=self.telemetry,
                                  zygote=self._zygote)  # fmt: skip
-        self._watch = Watch(self.connection, self._modules.entry)
+        self._watch = Watch(self.connection, self._entry)
         await self._watch.start()
         # Admit before the first task: a sandbox is born with what is known by then.
         await asyncio.gather(*self._warm, return_exceptions=True)
@@ -206,6 +211,27 @@ class Host:
             sandboxes=self.config.number("sandbox.count"),
             releases=len(self._modules.releases()),
         )  # fmt: skip
+
+    def _entry(self, key: str, value: bytes | None, revision: int) -> None:
+        """One entry of CONTROL: a release, or an id that was cancelled."""
+        if not key.startswith("cancel."):
+            self._modules.entry(key, value, revision)
+            return
+        parts = key.split(".")[1:]
+        if len(parts) != 3:  # noqa: PLR2004
+            return
+        tenant, task, task_id = parts
+        if value is None:
+            self.pipeline.cancels.withdraw(tenant, task, task_id)
+            return
+        try:
+            environment = self.config.text("host.environment")
+            until = cancel.decode(value, key, environment=environment)
+        except ExecutorError as error:
+            self.telemetry.security_event("cancel-not-valid", key=key, reason=error.message)
+            return
+        if until > self.pipeline.now_ms():
+            self.pipeline.cancel(tenant, task, task_id, until)
 
     async def _pull(self, tenant: str) -> None:
         pull = Pull(

@@ -14,6 +14,8 @@ _TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 LATER: Final = "LATER"
 CONTROL_BUCKET: Final = "CONTROL"
 MODULES_BUCKET: Final = "MODULES"
+# In a cancellation: whichever task has the id.
+ANY_TASK: Final = "_"
 
 
 def is_token(text: str) -> bool:
@@ -97,6 +99,25 @@ def tenant_bucket(tenant: str) -> str:
 def release_key(tenant: str, name: str) -> str:
     """The key of a release in CONTROL."""
     return _join("release", tenant, name)
+
+
+def cancel_key(tenant: str, name: str, task_id: str) -> str:
+    """The key of a cancellation in CONTROL; `name` may be `ANY_TASK`."""
+    return _join("cancel", tenant, name, task_id)
+
+
+def waiting(tenant: str, name: str, task_id: str) -> str:
+    """The filter of an id's schedules in LATER; `name` may be `ANY_TASK`."""
+    middle = "*" if name == ANY_TASK else _join(name)
+    return f"later.{_join(tenant)}.{middle}.{_join(task_id)}.*"
+
+
+def parse_later(subject: str) -> tuple[str, str, str] | None:
+    """(tenant, task, id) of a `later.…` subject, or None."""
+    parts = subject.split(".")
+    if len(parts) == 5 and parts[0] == "later" and all(map(is_token, parts)):  # noqa: PLR2004
+        return parts[1], parts[2], parts[3]
+    return None
 
 
 def audience(environment: str, subject: str) -> str:

@@ -78,6 +78,7 @@ class Job:
     calls: dict[str, int] = field(default_factory=dict)  # mediated ones, by function
     unavailable: str = ""  # the function whose service the mediator found down
     stranded: int = 0  # sandboxes that died with it first in line and did not say who ran
+    ended: bool = False  # how it ends is decided; what an attempt still says does not count
     settled: bool = False  # no longer ours: published and acked, given back, or lost
 
     @property

@@ -33,6 +33,7 @@ from executor.core.settlement import (
 )
 from executor.errors import ExecutorError
 from executor.model import Delivery, Failure, Finished, Receipt, Result, TaskId, TaskRequest
+from executor.supervisor.cancels import Cancels
 from executor.supervisor.job import Admitted, Job
 from executor.supervisor.mediator import Mediator
 from executor.supervisor.pool import Pool
@@ -43,6 +44,7 @@ from executor.telemetry import AttemptFacts, Telemetry
 
 # A lease is renewed this often before it would lapse: one lost message is no lost lease.
 _RENEWALS: Final = 3
+_FOR_EVER: Final = 2**53
 
 
 @dataclass
@@ -64,8 +66,10 @@ class Pipeline:
     now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
     jitter: Callable[[], float] = random.random
     connected: bool = True
+    cancels: Cancels = field(default_factory=Cancels)
     _held: dict[tuple[str, int], Job] = field(default_factory=dict)
     _slow: dict[asyncio.Task[None], Job] = field(default_factory=dict)
+    _looks: set[asyncio.Task[None]] = field(default_factory=set)
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
     _draining: bool = False
     _renewal: asyncio.TimerHandle | None = None
@@ -100,6 +104,8 @@ class Pipeline:
         """Steps 2 to 7, as far as they need not wait. Errors  what refuses the message."""
         delivery = job.delivery
         self._decode(job)
+        if self.cancels.has(job.request, job.received_at):
+            raise ExecutorError("task.cancelled")
         ready = before_running(
             job.request, self.rules, now=job.received_at, delivered=delivery.delivered
         )
@@ -212,7 +218,7 @@ class Pipeline:
 
     def on_again(self, job: Job) -> None:
         """A job that has not run, or whose sandbox died under another one, comes back."""
-        if job.settled:
+        if job.settled or job.ended:
             return
         known = self.registry.now(job.request.tenant, job.request.task)
         if known is None:
@@ -225,7 +231,7 @@ class Pipeline:
     # 7 and 8: dispatch and execute.
 
     def _dispatch(self, job: Job, admitted: Admitted) -> None:
-        if job.settled:
+        if job.settled or job.ended:
             return
         job.admitted = admitted
         job.limits = policy.for_request(admitted.authority, job.request.limits)
@@ -245,12 +251,52 @@ class Pipeline:
         if facts.get("code") == "sandbox.protocol-violation":
             self.telemetry.security_event("illegal-frame", **facts)
 
+    # Cancelling.
+
+    def cancel(self, tenant: str, task: str, task_id: str, until: int = _FOR_EVER) -> None:
+        """An id must not run any more, wherever it is; `task` may be `ANY_TASK`.
+
+        What is in hand ends now, what waits for a retry is looked up, what is queued ends when it
+        is delivered, until then (ms).
+        """
+        self.cancels.announce(tenant, task, task_id, until)
+        for job in list(self._held.values()):
+            if self.cancels.has(job.request, self.now_ms()) and not self.pool.cancel(job):
+                self._refuse(job, ExecutorError("task.cancelled"))
+        look = asyncio.get_running_loop().create_task(self._cancel_waiting(tenant, task, task_id))
+        self._looks.add(look)
+        look.add_done_callback(self._looks.discard)
+
+    async def _cancel_waiting(self, tenant: str, task: str, task_id: str) -> None:
+        """End what waits in a schedule: its record is stored now, and the schedule finds it."""
+        try:
+            found = await self.records.waiting(tenant, task, task_id)
+        except ExecutorError as error:
+            self.telemetry.log.event("cancel-unread", id=task_id, code=error.code)
+            return  # it ends when it comes due
+        for message in found:
+            parts = subjects.parse_later(message.subject)
+            if parts is None:
+                continue
+            # No lease: nothing was delivered, so nothing is acked.
+            job = self._job(Delivery(
+                data=message.body, subject=subjects.task(*parts[:2]), tenant=tenant, headers={},
+                sequence=0, delivered=1, stored_at=message.stored_at_ms, lease="",
+            ))  # fmt: skip
+            try:
+                self._decode(job)
+            except ExecutorError as error:
+                self.telemetry.log.event("cancel-unread", id=task_id, code=error.code)
+                continue
+            self._refuse(job, ExecutorError("task.cancelled"))
+
     # 9 to 11: settle, publish, ack.
 
     def on_finished(self, job: Job, finished: Finished) -> None:
         """An attempt ended, or was refused before it began."""
-        if job.settled:
+        if job.settled or job.ended:
             return
+        job.ended = True
         try:
             self._finish(job, finished)
         except Exception as error:  # noqa: BLE001 - one message must not stop all others
@@ -299,7 +345,8 @@ class Pipeline:
         job.settled = True
         self._held.pop((job.delivery.tenant, job.delivery.sequence), None)
         self.settled[what] = self.settled.get(what, 0) + 1
-        self.intake.completed(job.delivery.tenant)
+        if job.delivery.lease:
+            self.intake.completed(job.delivery.tenant)
         if not self._held:
             self._idle.set()
 
@@ -355,7 +402,7 @@ class Pipeline:
         self._draining = True
         if self._renewal is not None:
             self._renewal.cancel()
-        for task in list(self._slow):
+        for task in [*self._slow, *self._looks]:
             task.cancel()
         await self.pool.close()
         for job in list(self._held.values()):

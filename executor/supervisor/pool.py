@@ -107,6 +107,17 @@ class Pool:
             if sandbox.runs(job):
                 sandbox.kill("", "the lease of what it ran was lost")
 
+    def cancel(self, job: Job) -> bool:
+        """Stop a job: True when it runs and its sandbox ends with it, which settles it."""
+        queue = self._queues.get(job.request.tenant)
+        if queue is not None and job in queue:
+            queue.remove(job)
+        for sandbox in self._sandboxes:
+            if sandbox.runs(job):
+                sandbox.kill("task.cancelled", "cancelled", guilty=job.seq)
+                return True
+        return False
+
     def warm(self, tenant: str) -> None:
         """Start a sandbox for a tenant ahead of its first task, if a slot is free."""
         if len(self._sandboxes) < self.count and self.modules_of(tenant):

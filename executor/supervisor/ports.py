@@ -37,6 +37,9 @@ class Records(Protocol):
     def read(self, tenant: str, task: str, task_id: str) -> Awaitable[Sequence[StoredMessage]]:
         """What is stored under the result and the dead subject of a task id."""
 
+    def waiting(self, tenant: str, task: str, task_id: str) -> Awaitable[Sequence[StoredMessage]]:
+        """The schedules of a task id, on their `later.…` subjects; `task` may be `ANY_TASK`."""
+
 
 class Modules(Protocol):
     """Finds releases and module bytes."""

@@ -144,7 +144,8 @@ class Settler:
             self.on_settled(job, "")
 
     def _ack(self, job: Job, what: str) -> None:
-        self.outbox.ack(job.delivery.lease)
+        if job.delivery.lease:
+            self.outbox.ack(job.delivery.lease)
         self.on_settled(job, what)
 
     def _start(self, look: Coroutine[None, None, None]) -> None:

@@ -18,7 +18,7 @@ from executor.transport.connection import Connection, Message, Subscription
 from executor.transport.direct import BATCH
 from executor.transport.streams import STORED
 
-__all__ = ["Tap", "find", "get", "iterate", "read_outcome", "tap"]
+__all__ = ["Tap", "find", "get", "iterate", "read_outcome", "read_waiting", "tap"]
 
 _FOUND_MAX: Final = 64  # an id stands under few tasks; more is somebody's mistake
 
@@ -36,6 +36,19 @@ async def read_outcome(
         direct.last(connection, stream, subjects.dead(tenant, task, task_id)),
     )
     return sorted((record for record in found if record), key=lambda record: record.sequence)
+
+
+async def read_waiting(
+    connection: Connection, tenant: str, task: str, task_id: str
+) -> list[StoredMessage]:
+    """Return the schedules of an id, oldest first; `task` may be `subjects.ANY_TASK`."""
+    below = subjects.waiting(tenant, task, task_id)
+    found: list[StoredMessage] = []
+    async for message in direct.scan(connection, subjects.LATER, below):
+        found.append(message)
+        if len(found) == _FOUND_MAX:
+            break
+    return found
 
 
 async def get(connection: Connection, tenant: str, sequence: int) -> StoredMessage | None:

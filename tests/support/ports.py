@@ -163,6 +163,18 @@ class Wire:
 
     # Records and intake.
 
+    async def waiting(self, tenant: str, task: str, task_id: str) -> Sequence[StoredMessage]:
+        """The schedules of an id."""
+        if self.reads_fail:
+            raise ExecutorError("transport.disconnected", "scripted")
+        wanted = {(tenant, task, task_id), (tenant, subjects.ANY_TASK, task_id)}
+        found = []
+        for subject, message in self.stored.items():
+            parts = subjects.parse_later(subject)
+            if parts and {parts, (parts[0], subjects.ANY_TASK, parts[2])} & wanted:
+                found.append(message)
+        return found
+
     async def read(self, tenant: str, task: str, task_id: str) -> Sequence[StoredMessage]:
         """What is stored of an id; found counts as settled."""
         self._say("read", task_id)
