@@ -226,6 +226,8 @@ class Telemetry:
             # grow the metrics without bound.
             task = request.task if receipt.digest else "-"
             labels = {"tenant": request.tenant, "task": task, "code": code}
+            if receipt.containment.startswith("weakened"):
+                labels["containment"] = "weakened"
             self._attempts.add(1, labels)
             self._duration.record((receipt.guest_us + receipt.host_us) / 1000, labels)
             self._queued.record(max(0, facts.received_at - facts.stored_at), labels)
@@ -250,6 +252,7 @@ class Telemetry:
                 "executor.tenant": request.tenant, "executor.task": request.task,
                 "executor.task_id": request.id, "executor.attempt": request.attempt,
                 "executor.delivery": facts.delivered, "executor.code": code,
+                "executor.containment": receipt.containment,
                 "executor.module": receipt.digest, "executor.fuel": receipt.fuel_used,
                 "executor.memory_bytes": receipt.memory_peak_bytes,
                 "executor.guest_us": receipt.guest_us, "executor.host_us": receipt.host_us,

@@ -34,7 +34,7 @@ from executor.model import (
     TaskRequest,
 )
 from executor.supervisor.service import Ports, assemble, new_zygote
-from executor.supervisor.zygote import Zygote
+from executor.supervisor.zygote import Zygote, hide_memory
 from executor.telemetry import AttemptFacts, Telemetry
 
 TENANT: Final = "local"
@@ -217,6 +217,7 @@ def _own_signature(module: bytes, key: SecretKey) -> tuple[bytes, manifest.Manif
 async def run(config: Config, order: Order, telemetry: Telemetry) -> Ran:
     """Run a module once. Errors  whatever refuses it before it could run."""
     zygote = new_zygote(config)
+    hide_memory()
     zygote.launch()  # before there is a key
     try:
         return await _run(config, order, telemetry, zygote)

@@ -16,10 +16,11 @@ from executor.core.policy import Tenant
 from executor.core.signature import SecretKey
 from executor.errors import ExecutorError
 from executor.model import MIB, Digest, Release, StoredMessage
+from executor.supervisor import containment
 from executor.supervisor.pipeline import Pipeline
 from executor.supervisor.ports import KvStore
 from executor.supervisor.service import Ports, assemble, new_zygote
-from executor.supervisor.zygote import Zygote
+from executor.supervisor.zygote import Zygote, hide_memory
 from executor.telemetry import Telemetry
 from executor.transport import records, streams
 from executor.transport.connection import Connection
@@ -139,6 +140,7 @@ class Host:
         zygote: Zygote | None = None,
     ) -> None:  # fmt: skip
         # First of all, before any key is read, so that what it forks has none.
+        hide_memory()
         self._zygote = zygote or new_zygote(config)
         self._zygote.launch()
         self.config = config
@@ -181,6 +183,7 @@ class Host:
             raise
 
     async def _start(self) -> None:
+        await self._check_containment()
         queues = [queue(tenant) for tenant in self.config.policy.tenants]
         await streams.check(self.connection, queues, stream_options(self.config))
         self._outbox = Outbox(self.connection)
@@ -210,6 +213,19 @@ class Host:
             tenants=",".join(t.name for t in self.config.policy.tenants),
             sandboxes=self.config.number("sandbox.count"),
             releases=len(self._modules.releases()),
+        )  # fmt: skip
+
+    async def _check_containment(self) -> None:
+        """Before anything is taken: the jail is there, or it is known and accepted that it is not.
+
+        Errors  `sandbox.containment-missing`, `sandbox.start-failed`.
+        """
+        found = await containment.examine(self._zygote)
+        if not self._zygote.best_effort:
+            found.check()
+        self.telemetry.log.event(
+            "contained", layers=",".join(found.layers), missing=",".join(found.missing) or "-",
+            possible=",".join(found.escaped) or "-",
         )  # fmt: skip
 
     def _entry(self, key: str, value: bytes | None, revision: int) -> None:

@@ -17,9 +17,12 @@ from executor.cli import local, output
 from executor.cli.base import Family, Verb, run_async, state
 from executor.cli.serving import queue, settings, stream_options
 from executor.config import KEYS, Config
+from executor.core.layers import CANARIES, LAYERS, REQUIRED
 from executor.core.manifest import Manifest, append
 from executor.errors import TABLE, ExecutorError
 from executor.model import MIB
+from executor.supervisor import containment
+from executor.supervisor.service import new_zygote
 from executor.telemetry import Log, Telemetry
 from executor.transport import streams
 from executor.transport.connection import Connection
@@ -29,6 +32,11 @@ from executor.transport.server import find_binary
 _PROBE: Final = bytes.fromhex(
     "0061736d010000000105016000017f030201000503010001071002066d656d6f7279020003"
     "72756e00000a0601040041000b"
+)
+_OPTIONAL: Final = "what it stops is stopped by the filter as well; see SECURITY.md"
+_REQUIRED: Final = (
+    "use a newer kernel or a wider container profile, or accept it: "
+    'sandbox.containment = "best-effort"'
 )
 _PACKAGES: Final = ("wasmtime", "nats-py", "cryptography", "msgpack", "opentelemetry-sdk", "click")
 
@@ -166,6 +174,7 @@ async def _examine() -> list[_Finding]:
         findings.append(_Finding("ok", f"configuration: {_sizes(loaded)}"))
     else:
         findings.append(_Finding("warn", "no executor.toml here", "executor init"))
+    findings += await _containment(loaded)
     findings.append(await _check("sandbox", _sandbox(loaded)))
     try:
         findings.append(_Finding("ok", f"nats-server for demo and serve --embedded: "
@@ -195,6 +204,35 @@ async def _check(what: str, probe: Coroutine[Any, Any, str]) -> _Finding:
         return _Finding("ok", await probe)
     except ExecutorError as error:
         return _failed(what, error)
+
+
+async def _containment(loaded: Config) -> list[_Finding]:
+    """Each layer of the jail: there, missing, or missing where that stops all work."""
+    # Best effort, to see all that is missing; what the configuration makes of it is said below.
+    zygote = new_zygote(loaded.with_values(sandbox__containment="best-effort"))
+    try:
+        found = await containment.examine(zygote)
+    except ExecutorError as error:
+        return [_failed("jail", error)]
+    finally:
+        await zygote.close()
+    accepted = loaded.text("sandbox.containment") == "best-effort"
+    findings = []
+    for name, what in LAYERS.items():
+        if name in found.layers:
+            findings.append(_Finding("ok", f"layer {name}: {what}"))
+        elif name not in REQUIRED or accepted:
+            findings.append(_Finding("warn", f"layer {name} is missing: {what}", _OPTIONAL))
+        else:
+            findings.append(_Finding("fail", f"layer {name} is missing: {what}", _REQUIRED,
+                                     "sandbox.containment-missing"))  # fmt: skip
+    if found.escaped:
+        names = ", ".join(found.escaped)
+        findings.append(_Finding("warn" if accepted else "fail", f"attacks that passed: {names}",
+                                 _REQUIRED, "sandbox.containment-missing"))  # fmt: skip
+    else:
+        findings.append(_Finding("ok", f"attacks tried and refused: {', '.join(CANARIES)}"))
+    return findings
 
 
 async def _sandbox(loaded: Config) -> str:

@@ -33,6 +33,10 @@ LAYERS: Final[dict[str, str]] = {
     SECCOMP: "26 system calls, arguments checked; any other one kills it",
 }
 
+# Attacks of five kinds, tried by locked processes before the first task: a file, the network, a
+# process, code, the parent. The others are in the tests.
+CANARIES: Final = ("open", "socket-inet", "fork", "execute-later", "signal-parent")
+
 # Without one of these nothing runs, unless `sandbox.containment` is "best-effort". The others
 # depend on the kernel's age (TCP, scopes) and on rights that containers take away (user,
 # namespaces); what they stop is stopped by one of these as well.

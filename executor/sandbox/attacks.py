@@ -1,8 +1,9 @@
 """What code that escaped from Wasm would try, as native calls: the jail's own enemy.
 
-Before the first task the supervisor spends a few locked processes on `CANARIES`: each tries one
-attack and must die of it. The tests try all of them, and each layer alone. An attack returns when
-the system let it pass, and raises `OSError` when it was refused; a filter ends the process.
+Before the first task the supervisor spends a few locked processes on some of them (`CANARIES` of
+`core.layers`): each tries one attack and must die of it. The tests try all of them, and each layer
+alone. An attack returns when the system let it pass, and raises `OSError` when it was refused; a
+filter ends the process.
 
 Buffers are made here and now, so that an attack itself needs no memory, file or import.
 """
@@ -187,8 +188,6 @@ ATTACKS: Final[dict[str, Callable[[], object]]] = {
     "another-filter": _simple("landlock_create_ruleset", 0, 0, 1),
 }  # fmt: skip
 
-# Five of different kinds: a file, the network, a process, code, and the parent.
-CANARIES: Final = ("open", "socket-inet", "fork", "execute-later", "signal-parent")
 HARMLESS: Final = {"nothing": _nothing, "sleep": _sleep}
 
 EXIT_PASSED: Final = 3  # the system let it happen

@@ -54,7 +54,7 @@ def nursery() -> Iterator[Nursery]:
 def test_there_are_enough_attacks() -> None:
     """Files, sockets of each family, processes, signals, code, kernel interfaces, privileges."""
     assert len(attacks.ATTACKS) >= 70
-    assert set(attacks.CANARIES) <= set(attacks.ATTACKS)
+    assert set(layers.CANARIES) <= set(attacks.ATTACKS)
 
 
 @pytest.mark.parametrize("name", attacks.ATTACKS)
