@@ -241,6 +241,8 @@ async def _sandbox(loaded: Config) -> str:
     begin = time.monotonic()
     ran = await local.run(loaded, local.Order(module, b"", allow=()), Telemetry(Log(quiet=True)))
     took = (time.monotonic() - begin) * 1000
+    if ran.record.code:
+        raise ExecutorError(ran.record.code, ran.record.message, hint=ran.record.hint)
     used = ran.record.receipt
     return (f"a sandbox compiled, started, proved its jail and ran a module in {took:.0f} ms · "
             f"containment {used.containment} · {used.engine}")  # fmt: skip

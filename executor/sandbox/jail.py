@@ -14,7 +14,6 @@ import socket
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from executor.core.layers import (
@@ -75,8 +74,8 @@ def lock_down(plan: Plan, steps: Iterable[tuple[str, Step]] | None = None) -> tu
 
 def user_of_slot(slot: int) -> int:
     """The user of a slot: one that the user namespace has, or -1."""
-    with Path("/proc/self/uid_map").open(encoding="ascii") as lines:
-        spans = [tuple(map(int, line.split())) for line in lines]
+    # In bytes: a codec that is needed here for the first time would be a file to open.
+    spans = [tuple(map(int, line.split())) for line in _lines("/proc/self/uid_map")]
     for first in _USERS:
         if any(start <= first and first + USERS_MAX <= start + size for start, _, size in spans):
             return first + slot
@@ -154,10 +153,14 @@ def _rlimits(plan: Plan) -> tuple[str, ...]:
 
 def _pages() -> tuple[int, int]:
     """Bytes mapped in all, and those that are private and writable."""
-    with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123
-        fields = file.read().split()
+    fields = _lines("/proc/self/statm")[0].split()
     size = resource.getpagesize()
     return int(fields[0]) * size, int(fields[5]) * size
+
+
+def _lines(path: str) -> list[bytes]:
+    with open(path, "rb") as file:  # noqa: PTH123
+        return file.read().splitlines()
 
 
 def _user(plan: Plan) -> tuple[str, ...]:

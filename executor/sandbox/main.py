@@ -94,6 +94,8 @@ def begin(order: Fork, fds: Sequence[int], warm: Warm, parent: int) -> NoReturn:
         status = _EXITS.get(error.code, EXIT_START)
         if channel is not None and error.code in START_CODES:
             channel.send(Failed(error.code, error.detail[:1024]))
+    except BaseException as error:  # noqa: BLE001 - the last line: anything else is our bug
+        _say(f"{type(error).__name__}: {error}")
     finally:
         os._exit(status)
 

@@ -117,8 +117,9 @@ class Compiler:
                 status, why = await gone
         if answer is not None:
             return answer
-        if why:
-            raise ExecutorError("sandbox.start-failed", why)
+        if why or status >= 0:
+            # The zygote died, or our own code failed: nothing was found against the module.
+            raise ExecutorError("sandbox.start-failed", why or ended(status))
         raise ExecutorError("module.too-complex", f"the compiler died: {ended(status)}")
 
 
