@@ -12,7 +12,6 @@ its time, and a sandbox without one. It is this file started as a program, with 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -21,6 +20,7 @@ import statistics
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Final, NoReturn, Self
 from unittest import mock
 
+from executor.core import signature
 from executor.core.frames import (
     Compile,
     Compiled,
@@ -42,12 +43,16 @@ from executor.core.frames import (
     encode,
 )
 from executor.core.layers import LAYERS
+from executor.core.wasm import uleb
 from executor.model import KIB, MIB, Answer, Outgoing
 from executor.sandbox import jail, zygote
 from executor.sandbox import main as sandbox
 from executor.sandbox.warm import Warm as Engine
+from executor.supervisor.artifacts import ArtifactCache
+from executor.supervisor.compiling import Compiler
 from executor.supervisor.job import Job
 from executor.supervisor.process import STATUS_BYTES, sealed_memfd
+from executor.supervisor.zygote import Zygote
 from tests.support import guests
 from tests.support.nursery import WAIT_SECONDS, Nursery
 from tests.support.rig import TENANT, Rig
@@ -57,6 +62,8 @@ ATTEMPTS: Final = 2_000  # of a block
 _PAIRS: Final = 4  # of blocks, a round
 _BIRTHS: Final = 10  # a round
 _ENDS: Final = 4  # by force, a round
+_LOADS: Final = 4  # of the large module, a round
+_FUNCTIONS: Final = 10_000  # of the large module, of 1 KB each
 _PAYLOAD: Final = bytes(range(256)) * 4
 _LENGTH: Final = struct.Struct(">I")
 # How attempts are sent: (attempts in one write, writes ahead of the answers).
@@ -349,7 +356,90 @@ def per_task(figures: Figures, own: _Nest) -> None:
                 for name, _ in turns:
                     figures.add(f"attempt {how}, {name}", "us", took[name])
                 ratio = took["locked"] / took["unlocked"]
-                figures.add(f"attempt {how}, ratio", "x", ratio, Target(1.0, about=True))
+                figures.add(f"attempt {how}, ratio in a pair", "x", ratio)
+
+
+def ratios(figures: Figures) -> None:
+    """What the jail costs an attempt, over all rounds."""
+    for how in _SENDING:
+        locked, unlocked = (
+            statistics.median(figures.samples[f"attempt {how}, {name}"])
+            for name in ("locked", "unlocked")
+        )
+        name = f"attempt {how}, ratio of medians"
+        figures.add(name, "x", locked / unlocked, Target(1.0, about=True))
+
+
+def large_module() -> bytes:
+    """10 MB of Wasm: 10,000 functions of multiplications and additions, all different."""
+    functions = []
+    for number in range(_FUNCTIONS):
+        # local.get 0, i32.const (five bytes), i32.mul or i32.add, local.set 0
+        code = b"".join(
+            b"\x20\x00\x41" + bytes([0x80 | number & 0x7F, 0x80 | number >> 7, 0x80 | step, 0x81, 2])
+            + (b"\x6c", b"\x6a")[step % 2] + b"\x21\x00"
+            for step in range(95)
+        )  # fmt: skip
+        functions.append(b"\x00" + code + b"\x20\x00\x0b")
+    functions.append(b"\x00\x41\x07\x10\x00\x0b")  # run: call the first one with 7
+    run = uleb(_FUNCTIONS)
+    return b"\0asm\1\0\0\0" + b"".join((
+        _section(1, [b"\x60\x01\x7f\x01\x7f", b"\x60\x00\x01\x7f"]),
+        _section(3, [b"\x00"] * _FUNCTIONS + [b"\x01"]),
+        _section(5, [b"\x00\x01"]),
+        _section(7, [b"\x03run\x00" + run, b"\x06memory\x02\x00"]),
+        _section(10, [uleb(len(function)) + function for function in functions]),
+    ))  # fmt: skip
+
+
+def _section(number: int, items: Sequence[bytes]) -> bytes:
+    content = uleb(len(items)) + b"".join(items)
+    return bytes([number]) + uleb(len(content)) + content
+
+
+@dataclass(frozen=True, slots=True)
+class Cached:
+    """The large module in a cache of its own."""
+
+    folder: tempfile.TemporaryDirectory[str]
+    cache: ArtifactCache
+    digest: str
+    engine: str
+    facts: str  # sizes and the time of the one compilation
+
+
+async def cached_module() -> Cached:
+    """Compile the large module once, as a host does, and keep it."""
+    module = large_module()
+    fork_server = Zygote(pooled=True)
+    try:
+        engine = (await fork_server.warm()).engine
+        started = time.perf_counter()
+        product = await Compiler(fork_server).compile(module, memory_max=MIB, large=True)
+        took = time.perf_counter() - started
+    finally:
+        await fork_server.close()
+    folder = tempfile.TemporaryDirectory(prefix="executor-bench-")
+    cache = ArtifactCache(
+        Path(folder.name), os.urandom(32), 1024 * MIB, lambda name: print("altered:", name)
+    )
+    digest = signature.digest(module)
+    cache.put(digest, engine, product)
+    facts = f"{len(module) / 1e6:.1f} MB of Wasm, artifact {product.artifact.size / 1e6:.1f} MB"
+    return Cached(folder, cache, digest, engine, f"{facts}, compiled in {took:.1f} s")
+
+
+def from_cache(figures: Figures, cached: Cached, nursery: Nursery) -> None:
+    """The large module: file to sealed descriptor, and descriptor in hand to Ready."""
+    for _ in range(_LOADS):
+        started = time.perf_counter()
+        product = cached.cache.get(cached.digest, cached.engine)
+        took = (time.perf_counter() - started) * 1e3
+        if product is None:
+            raise RuntimeError("not in the cache")
+        figures.add("10 MB module, cache to descriptor", "ms", took)
+        with _Nest(nursery, product.artifact.fd).sandbox() as (_process, _ready, took):
+            figures.add("10 MB module, descriptor to Ready", "ms", took, Target(5))
 
 
 class _Watch:
@@ -407,7 +497,9 @@ async def cancel(figures: Figures) -> None:
             figures.add("cancel of running work", "ms", took, Target(100))
 
 
-async def measure(rounds: int) -> tuple[Figures, dict[str, str | int | float]]:
+async def measure(
+    rounds: int, *, large: bool
+) -> tuple[Figures, dict[str, str | int | float]]:  # fmt: skip
     """All figures, and the conditions under which they came about."""
     conditions: dict[str, str | int | float] = {
         "cores": len(os.sched_getaffinity(0)), "load before": round(os.getloadavg()[0], 2),
@@ -417,6 +509,8 @@ async def measure(rounds: int) -> tuple[Figures, dict[str, str | int | float]]:
     nests = {kind: _Nest(Nursery(pooled=pooled)) for kind, pooled in _KINDS.items()}
     own = _Nest(_OwnNursery())
     figures = Figures()
+    cached = await cached_module() if large else None
+    conditions["large module"] = cached.facts if cached else "skipped"
     try:
         for nest in (*nests.values(), own):
             nest.compile()
@@ -430,15 +524,20 @@ async def measure(rounds: int) -> tuple[Figures, dict[str, str | int | float]]:
             per_task(figures, own)
             await deadline(figures)
             await cancel(figures)
+            if cached is not None:
+                from_cache(figures, cached, nests["pooled"].nursery)
+        ratios(figures)
     finally:
         for nest in (*nests.values(), own):
             nest.close()
+        if cached is not None:
+            cached.folder.cleanup()
     return figures, conditions
 
 
-async def main(rounds: int, *, as_json: bool) -> None:
+async def main(rounds: int, *, as_json: bool, large: bool) -> None:
     """Run it and print the table."""
-    figures, conditions = await measure(rounds)
+    figures, conditions = await measure(rounds, large=large)
     if as_json:
         print(json.dumps({"conditions": conditions, "figures": dict(figures.rows())}))
         return

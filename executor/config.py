@@ -47,6 +47,7 @@ KEYS: Final[dict[str, dict[str, Key]]] = {
                            token=True),
         "name": Key("local", "this executor's name in NATS and in logs", token=True),
         "key_file": Key("", "signs outcomes; made by `executor init`"),
+        "cache_key_file": Key("", "authenticates compiled modules on this disk; unset: no cache"),
     },
     "nats": {
         "url": Key("nats://127.0.0.1:4222", "nats-server's own default"),
@@ -74,6 +75,9 @@ KEYS: Final[dict[str, dict[str, Key]]] = {
         "log_lines_max": Key(256, "dropped and counted beyond", 0, 256),
         "calls_max": Key(10_000, "host calls of one attempt", 1, 10_000_000),
         "mediated_calls_max": Key(64, "host calls that reach the supervisor", 0, 10_000),
+        "call_max_mib": Key(64, "bytes all host calls copy; a whole input 128 times", 1, 65_536),
+        "host_max_ms": Key(10_000, "time in host calls, which is not the guest's own", 1,
+                           3_600_000),
     },
     "sandbox": {
         "count": Key(2, "one a core", 1, 256),
@@ -84,6 +88,8 @@ KEYS: Final[dict[str, dict[str, Key]]] = {
         ),
         "memory": Key("pooled", "a fresh instance costs 20 µs less than on-demand",
                       choices=("pooled", "on-demand")),
+        "cache_folder": Key("cache", "compiled modules; may be deleted at any time"),
+        "cache_max_mib": Key(512, "a module of 1 MB makes 5.5 MB", 1, 1_048_576),
         "compile_deadline_ms": Key(10_000, "a module of 1 MB takes 2.5 s", 100, 600_000),
     },
 }  # fmt: skip
@@ -95,6 +101,7 @@ _LIMIT_NAMES: Final = {
     "input_max_kib": ("input_bytes", KIB), "output_max_kib": ("output_bytes", KIB),
     "log_max_kib": ("log_bytes", KIB), "log_lines_max": ("log_lines", 1),
     "calls_max": ("calls", 1), "mediated_calls_max": ("mediated_calls", 1),
+    "call_max_mib": ("call_bytes", MIB), "host_max_ms": ("host_ms", 1),
 }  # fmt: skip
 _SECRET: Final = re.compile(r"(password|passwd|secret|token|seed|private)", re.IGNORECASE)
 _USER_INFO: Final = re.compile(r"//[^/]*@")  # of a URL: a user's name, mostly with a password
@@ -501,7 +508,10 @@ def _publisher(table: _Table) -> Publisher:
         parts = pattern.split("/")
         if len(parts) != 2 or not all(p == "*" or subjects.is_token(p) for p in parts):  # noqa: PLR2004
             table.fail(f"`tasks` has `{pattern}`, which is not TENANT/TASK")
-    return Publisher(table.token("name"), table.key("key"), tasks, table.ceiling("ceiling"))
+    return Publisher(
+        table.token("name"), table.key("key"), tasks, table.ceiling("ceiling"),
+        large=table.take("large", bool, default=False),
+    )  # fmt: skip
 
 
 def _executor(table: _Table) -> ExecutorKey:

@@ -31,6 +31,8 @@ class Limits:
     log_lines: int = 256
     calls: int = 10_000
     mediated_calls: int = 64
+    call_bytes: int = 64 * MIB  # copied between guest and host by all calls
+    host_ms: int = 10_000  # spent in host calls, the waiting included
 
     def lowered(self, caps: dict[str, int]) -> Limits:
         """The minimum of these limits and `caps`; names that are no limit are ignored."""

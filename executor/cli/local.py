@@ -246,7 +246,8 @@ async def _run(config: Config, order: Order, telemetry: Telemetry, zygote: Zygot
     trust = _Trust(policy, key, environment)
     release = Release(TENANT, described.task, signature.digest(module), described.version)
     wire, bucket = _Wire(), _Bucket(order.kv or {})
-    quick = config.with_values(delivery__attempts_max=1, sandbox__count=1)
+    # The module is signed by a key of this run: nobody would find it in the cache again.
+    quick = config.with_values(delivery__attempts_max=1, sandbox__count=1, host__cache_key_file="")
     ports = Ports(trust, _Modules(module, release), bucket, wire, wire, wire)
     pipeline = assemble(quick, ports, key=key, telemetry=listener, zygote=zygote)
     # One life: a task that may come back later would wait for nobody here.

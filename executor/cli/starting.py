@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +22,7 @@ _CONFIG: Final = """\
 environment = "dev"
 name = "local"
 key_file = "keys/executor.key"            # signs outcomes
+cache_key_file = "keys/cache.key"         # authenticates compiled modules in ./cache
 
 [nats]
 url = "nats://127.0.0.1:4222"
@@ -103,6 +105,7 @@ def init(folder: Path, tenant: str) -> None:
     for name, key in named.items():
         write_secret(keys / f"{name}.key", key.pem())
         write_file(keys / f"{name}.pub", f"{key.public.text}\n".encode("ascii"))
+    write_secret(keys / "cache.key", f"{secrets.token_hex(32)}\n".encode("ascii"))
     text = _CONFIG.format(tenant=tenant, author=author.public.text, executor=host.public.text)
     write_file(target, text.encode())
     for name, content in (("task.toml", _TASK), ("hello.c", _SOURCE), ("sample.in", "world"),

@@ -47,7 +47,7 @@ class Caps:
 STANDARD: Final = Caps()
 # For guests of Go, or of Rust with its standard library: 2 to 20 MB.
 LARGE: Final = Caps(
-    module_bytes=32 * MIB,
+    module_bytes=wasm.MODULE_MAX,
     types=16_384,
     functions=100_000,
     table_elements=1_000_000,

@@ -64,6 +64,8 @@ class Run:
     log_lines: int
     calls: int
     mediated_calls: int
+    call_bytes: int = 2**53 - 1
+    host_ms: int = 2**53 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +242,7 @@ _LAYERS: Final = _list(32, _NAME)
 # One check a field, in the order of the dataclass. The index of a row is the kind on the wire.
 _FRAMES: Final[tuple[tuple[type, tuple[Check, ...]], ...]] = (
     (Load, (_list(MODULES_MAX, _PLACE, _list(len(abi.FUNCTIONS), _NAME)),)),
-    (Run, (_SEQ, _int(0, MODULES_MAX - 1), _bytes(PAYLOAD_MAX), *[_COUNT] * 8)),
+    (Run, (_SEQ, _int(0, MODULES_MAX - 1), _bytes(PAYLOAD_MAX), *[_COUNT] * 10)),
     (Answer, (_SEQ, _COUNT, _int(-16, PAYLOAD_MAX), _bytes(PAYLOAD_MAX))),
     (Ready, (_LAYERS, _NAME)),
     (Call, (_SEQ, _COUNT, _NAME, _bytes(abi.KV_KEY_MAX), _bytes(PAYLOAD_MAX))),
@@ -439,5 +441,5 @@ GUEST_CODES: Final = frozenset({
     "limit.fuel-exhausted", "limit.memory-exceeded", "limit.stack-exhausted",
     "limit.output-too-large", "limit.calls-exceeded",
     "guest.trap", "guest.exited", "guest.bad-pointer", "guest.failed",
-    "capability.unavailable",
+    "capability.unavailable", "capability.deadline-exceeded",
 })  # fmt: skip

@@ -73,6 +73,7 @@ class Publisher:
     key: PublicKey
     tasks: tuple[str, ...]
     ceiling: Ceiling | None = None
+    large: bool = False  # its modules may have the caps and the compile budget of large ones
 
     def may_sign(self, tenant: str, task: str) -> bool:
         """Whether modules of this task are believed when this key signed them."""

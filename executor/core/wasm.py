@@ -13,7 +13,8 @@ from typing import Final, Literal
 from executor.errors import ExecutorError
 from executor.model import MIB
 
-MODULE_MAX: Final = 1 * MIB
+# Of any file; what a signer's modules may have is policy (`core.complexity`).
+MODULE_MAX: Final = 32 * MIB
 SECTIONS_MAX: Final = 4096
 NAME_MAX: Final = 256  # bytes of a custom section's name
 HEADER: Final = 8  # bytes of magic in front of the first section

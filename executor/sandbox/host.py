@@ -49,8 +49,8 @@ class Attempt:
     """Everything one attempt has said and used so far."""
 
     __slots__ = (
-        "_mediate", "_unpaid", "calls", "failure", "host_ns", "last_call", "log", "machine",
-        "mediated", "memory", "output", "park", "run", "unavailable",
+        "_mediate", "_unpaid", "calls", "copied", "failure", "host_ns", "last_call", "log",
+        "machine", "mediated", "memory", "output", "park", "run", "unavailable",
     )  # fmt: skip
 
     def __init__(self, run: Run, machine: Machine, mediate: Mediate) -> None:
@@ -62,6 +62,7 @@ class Attempt:
         self.failure: tuple[int, str, int] | None = None  # kind, text, retry_after_ms
         self.park = b""
         self.calls = 0
+        self.copied = 0
         self.mediated = 0
         self.host_ns = 0
         self.last_call = ""
@@ -84,7 +85,10 @@ class Attempt:
         return self.memory
 
     def charge_copy(self, length: int, *, byte_fuel: int = BYTE_FUEL) -> None:
-        """Charge a copy between guest and host, if it is a long one. Errors  `Ended`."""
+        """Count a copy between guest and host; charge it, if it is a long one. Errors  `Ended`."""
+        self.copied += length
+        if self.copied > self.run.call_bytes:
+            raise Ended("limit.calls-exceeded", f"{self.run.call_bytes} bytes of calls are allowed")
         if length > FREE_COPY_BYTES:
             self._charge(length * byte_fuel)
 
@@ -163,9 +167,13 @@ class Host:
                 memory = attempt.enter(name)
                 if empties_park:
                     attempt.park = b""
-                return act(attempt, memory, *arguments)
+                result = act(attempt, memory, *arguments)
             finally:
                 attempt.host_ns += perf_counter_ns() - begin
+            if attempt.host_ns > attempt.run.host_ms * 1_000_000:
+                allowed = f"{attempt.run.host_ms} ms in host calls are allowed"
+                raise Ended("capability.deadline-exceeded", allowed)
+            return result
 
         return call
 
@@ -213,6 +221,7 @@ def _log_write(attempt: Attempt, memory: GuestMemory, level: int, ptr: int, leng
     if length > abi.LOG_LINE_MAX:
         attempt.log.drop()
     else:
+        attempt.charge_copy(length)
         attempt.log.add(level, memory.read(ptr, length))
 
 

@@ -112,11 +112,15 @@ def finished(job: Job, done: Done, engine: str, containment: str) -> Finished:
     if not done.code:
         return Finished(Result(done.output, admitted_of(job).manifest.output), receipt, logs)
     code, message = done.code, done.message
+    if code == "capability.unavailable":
+        code = "guest.failed"  # whether a service was down the mediator knows, not the sandbox
     if code == "guest.failed" and done.transient and job.unavailable:
         # The guest gave up because a service was down: not this task's fault.
         code, message = "capability.unavailable", f"`{job.unavailable}`: {message}"
+    # A hint is the host's to give, and stands beside the facts under that name.
+    facts = tuple((name, value) for name, value in done.facts if name != "hint")
     failure = Failure(
-        code, message, facts=done.facts, transient=done.transient,
+        code, message, facts=facts, transient=done.transient,
         retry_after_ms=done.retry_after_ms,
     )  # fmt: skip
     return Finished(failure, receipt, logs)

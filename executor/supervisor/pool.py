@@ -213,7 +213,8 @@ class Pool:
             fuel=limits.fuel, memory_bytes=limits.memory_bytes,
             table_elements=limits.table_elements, output_bytes=limits.output_bytes,
             log_bytes=limits.log_bytes, log_lines=limits.log_lines, calls=limits.calls,
-            mediated_calls=limits.mediated_calls,
+            mediated_calls=limits.mediated_calls, call_bytes=limits.call_bytes,
+            host_ms=limits.host_ms,
         ))  # fmt: skip
         if sandbox.attempts >= self.attempts_per_sandbox_max:
             self._retire(sandbox)

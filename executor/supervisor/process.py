@@ -70,7 +70,7 @@ class Owner(Protocol):
         """The process is gone; `jobs` had not ended, in order."""
 
 
-def sealed_memfd(name: str, data: bytes | None = None, *, size: int = 0) -> int:
+def sealed_memfd(name: str, data: bytes | memoryview | None = None, *, size: int = 0) -> int:
     """A memory file whose size (and, with `data`, content) can never change again."""
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     if data is None:

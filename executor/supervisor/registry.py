@@ -15,11 +15,12 @@ from typing import Final
 from executor.core import manifest as manifests
 from executor.core import policy as policies
 from executor.core import signature
+from executor.core.complexity import LARGE, STANDARD
 from executor.core.manifest import Manifest
 from executor.core.policy import Publisher
-from executor.core.wasm import MODULE_MAX
 from executor.errors import TABLE, Class, ExecutorError
 from executor.model import Digest, Release
+from executor.supervisor.artifacts import ArtifactCache
 from executor.supervisor.compiling import Compiler, Product
 from executor.supervisor.job import Admitted
 from executor.supervisor.ports import Modules, Trust
@@ -45,6 +46,7 @@ class Registry:
     modules: Modules
     trust: Trust
     compiler: Compiler
+    cache: ArtifactCache | None = None
     _admitted: dict[_Name, Admitted] = field(default_factory=dict)
     _refused: dict[_Name, _Refusal] = field(default_factory=dict)
     _products: dict[str, Product] = field(default_factory=dict)
@@ -113,11 +115,14 @@ class Registry:
     async def _examine(self, release: Release) -> Admitted:
         if self.trust.is_revoked(release.digest):
             raise ExecutorError("module.signer-revoked", f"`{release.digest}`")
-        module = await self.modules.get(release.digest, MODULE_MAX)
+        publishers = self.trust.publishers(release.tenant, release.task)
+        most = (LARGE if any(p.large for p in publishers) else STANDARD).module_bytes
+        module = await self.modules.get(release.digest, most)
         if module is None:
             raise ExecutorError("module.not-found", f"`{release.digest}`")
         manifest, signers = verify(module, release, self.trust)
-        product = await self._product(release.digest, module)
+        large = any(signer.large for signer in signers)
+        product = await self._product(release.digest, module, large=large)
         policies.check_abi(product.imports, product.exports)
         authority = policies.authorise(
             self.trust.policy(), tenant=release.tenant, task=release.task, manifest=manifest,
@@ -131,13 +136,29 @@ class Registry:
         key_ids = tuple(signer.key.key_id.hex() for signer in signers)
         return Admitted(release, manifest, authority, product.artifact, key_ids)
 
-    async def _product(self, digest: str, module: bytes) -> Product:
+    async def _product(self, digest: str, module: bytes, *, large: bool) -> Product:
+        if not large and len(module) > STANDARD.module_bytes:
+            raise ExecutorError("module.too-complex", f"{len(module)} bytes, and no signer is "
+                                f"`large`; {STANDARD.module_bytes} are allowed")  # fmt: skip
         if digest not in self._products:
             self._prune()
-            self._products[digest] = await self.compiler.compile(
-                module, memory_max=self.trust.policy().limits.memory_bytes
-            )
+            self._products[digest] = await self._make(digest, module, large=large)
         return self._products[digest]
+
+    async def _make(self, digest: str, module: bytes, *, large: bool) -> Product:
+        engine = (await self.compiler.zygote.warm()).engine
+        # What was compiled under wider caps is another thing than under these.
+        key = f"{digest} large" if large else digest
+        if self.cache is not None:
+            found = await asyncio.to_thread(self.cache.get, key, engine)
+            if found is not None:
+                return found
+        product = await self.compiler.compile(
+            module, memory_max=self.trust.policy().limits.memory_bytes, large=large
+        )
+        if self.cache is not None:
+            await asyncio.to_thread(self.cache.put, key, engine, product)
+        return product
 
     def _prune(self) -> None:
         """Let go of what no release stands for any more: each artifact is an open file."""

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from executor.config import Config
 from executor.core.signature import SecretKey
+from executor.model import MIB
+from executor.supervisor.artifacts import ArtifactCache, read_key
 from executor.supervisor.compiling import Budget, Compiler
 from executor.supervisor.mediator import Mediator
 from executor.supervisor.pipeline import Pipeline
@@ -42,11 +44,25 @@ def new_compiler(config: Config, zygote: Zygote) -> Compiler:
     return Compiler(zygote, Budget(deadline_ms=config.number("sandbox.compile_deadline_ms")))
 
 
+def _cache(config: Config, telemetry: Telemetry) -> ArtifactCache | None:
+    """The artifact cache, where this host has a key for it. Errors  `config.*`."""
+    key_file = config.path("host.cache_key_file")
+    folder = config.path("sandbox.cache_folder")
+    if key_file is None or folder is None:
+        return None
+    return ArtifactCache(
+        folder, read_key(key_file), config.number("sandbox.cache_max_mib") * MIB,
+        lambda name: telemetry.security_event("artifact-not-authentic", file=name),
+    )  # fmt: skip
+
+
 def assemble(
     config: Config, ports: Ports, *, key: SecretKey, telemetry: Telemetry, zygote: Zygote
 ) -> Pipeline:
     """A pipeline with its pool, registry, mediator and settler; nothing is started yet."""
-    registry = Registry(ports.modules, ports.trust, new_compiler(config, zygote))
+    registry = Registry(
+        ports.modules, ports.trust, new_compiler(config, zygote), _cache(config, telemetry)
+    )
     settler = Settler(
         environment=config.text("host.environment"), key=key, rules=config.rules,
         trust=ports.trust, outbox=ports.outbox, records=ports.records, telemetry=telemetry,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from executor.core import abi
-from executor.core.frames import FRAME_MAX, encode
+from executor.core.frames import FRAME_MAX, Answer, Call, encode
 from executor.model import PAYLOAD_MAX
 
 if TYPE_CHECKING:
@@ -194,3 +195,40 @@ def test_endless_random_ends(lab: Lab) -> None:
     assert done.code == "limit.fuel-exhausted"
     assert dict(done.facts)["last_call"] == "random_fill"
     assert done.host_calls < 10
+
+
+@pytest.mark.parametrize(
+    ("call", "size"),
+    [
+        ("(drop (call $input_read (i32.const 0) (i32.const 0) (i32.const 500)))", 500),
+        ("(call $output_write (i32.const 0) (i32.const 500))", 500),
+        ("(call $log_write (i32.const 1) (i32.const 0) (i32.const 500))", 500),
+        ("(call $random_fill (i32.const 0) (i32.const 500))", 500),
+        ("(drop (call $kv_put (i32.const 0) (i32.const 3) (i32.const 8) (i32.const 500)))", 500),
+    ],
+)
+def test_the_bytes_of_all_calls_have_a_cap(lab: Lab, call: str, size: int) -> None:
+    """Ten copies of 500 bytes fit 5,000 and not 4,999, whichever way they go."""
+    body = '(data (i32.const 0) "key")' + RUN + repeat(10, call) + "(i32.const 0))"
+    assert lab.run(body, input=bytes(size), call_bytes=10 * size).code == ""
+    done = lab.run(body, input=bytes(size), call_bytes=10 * size - 1)
+    assert (done.code, done.host_calls) == ("limit.calls-exceeded", 10)
+    assert "bytes of calls" in done.message
+
+
+@pytest.mark.covers("capability.deadline-exceeded")
+def test_the_time_in_calls_has_a_cap(lab: Lab) -> None:
+    """A guest that waits in calls beyond its share ends, and not at the guest's cost."""
+
+    def slow(call: Call) -> Answer:
+        end = time.monotonic_ns() + 3_000_000
+        while time.monotonic_ns() < end:
+            pass
+        return Answer(call.seq, call.ordinal, 0, b"")
+
+    ask = "(drop (call $kv_get (i32.const 0) (i32.const 3) (i32.const 0) (i32.const 0)))"
+    body = '(data (i32.const 0) "key")' + RUN + repeat(8, ask) + "(i32.const 0))"
+    done = lab.run(body, mediate=slow, host_ms=4)
+    assert (done.code, done.host_calls) == ("capability.deadline-exceeded", 2)
+    assert done.host_us > 4_000
+    assert lab.run(body, mediate=slow, host_ms=60_000).code == ""

@@ -94,9 +94,9 @@ def without(off: str) -> list[tuple[str, jail.Step]]:
 
 def alone(only: str) -> list[tuple[str, jail.Step]]:
     """One step, and what the kernel asks for before it."""
-    needs = {only, layers.NO_NEW_PRIVS} if only in {layers.LANDLOCK_FILES, layers.SECCOMP} else {
-        only
-    }
+    needs = (
+        {only, layers.NO_NEW_PRIVS} if only in {layers.LANDLOCK_FILES, layers.SECCOMP} else {only}
+    )
     return [(name, step) for name, step in jail.STEPS if name in needs]
 
 

@@ -40,6 +40,7 @@ backoff_ms = [1000]
 ack_wait_ms = 60_000
 [limits]
 deadline_ms = 60_000
+host_max_ms = 60_000
 fuel = 1_000_000_000_000
 [sandbox]
 count = 1

@@ -49,6 +49,7 @@ deliveries_max = 50
 [limits]
 fuel = 1_000_000_000_000
 deadline_ms = 60_000
+host_max_ms = 60_000
 [sandbox]
 count = 2
 [trust]

@@ -17,7 +17,7 @@ from typing import Final
 
 import wasmtime
 
-from executor.core import abi, manifest, signature, wasm
+from executor.core import abi, complexity, manifest, signature, wasm
 from executor.core.manifest import Manifest
 from guest_sdk.build import core
 from tests.support import guests
@@ -363,7 +363,7 @@ def _file_sections_many(task: str) -> bytes:
 
 @_made
 def _file_large(task: str) -> bytes:
-    return _good(task) + wasm.custom("padding", bytes(wasm.MODULE_MAX))
+    return _good(task) + wasm.custom("padding", bytes(complexity.STANDARD.module_bytes))
 
 
 @_made

@@ -53,7 +53,7 @@ SMALL: Final[tuple[Frame, ...]] = (
 )  # fmt: skip
 LARGEST: Final[tuple[Frame, ...]] = (
     Load(tuple((63, ("f" * 128,) * 11) for _ in range(64))),
-    Run(BIG, 63, bytes(PAYLOAD_MAX), *[BIG] * 8),
+    Run(BIG, 63, bytes(PAYLOAD_MAX), *[BIG] * 10),
     Answer(BIG, BIG, PAYLOAD_MAX, bytes(PAYLOAD_MAX)),
     Ready(("l" * 128,) * 32, "e" * 128),
     Call(BIG, BIG, "f" * 128, bytes(512), bytes(PAYLOAD_MAX)),
@@ -119,12 +119,14 @@ SEQ_BAD: Final = [*COUNT_BAD, 0]
 NAMES_BAD: Final[list[Any]] = ["x", None, {}, ["l"] * 33, [1], [["l"]], ["x" * 129]]
 RESOURCES: Final = (
     "fuel", "memory_bytes", "table_elements", "output_bytes", "log_bytes", "log_lines", "calls",
-    "mediated_calls",
+    "mediated_calls", "call_bytes", "host_ms",
 )  # fmt: skip
 USED: Final = ("log_dropped", "fuel_used", "memory_bytes", "guest_us", "host_us", "host_calls")
 
 OUT_OF_BOUNDS: Final[dict[type, dict[str, list[Any]]]] = {
-    Load: {"modules": [1, [[3]], [[64, []]], [[3, ["f"] * 12]], [[3, [1]]], [[3, []]] * 65, ["ab"]]},
+    Load: {
+        "modules": [1, [[3]], [[64, []]], [[3, ["f"] * 12]], [[3, [1]]], [[3, []]] * 65, ["ab"]],
+    },
     Run: {
         "seq": SEQ_BAD, "module": [*COUNT_BAD, 64], "input": data(PAYLOAD_MAX),
         **dict.fromkeys(RESOURCES, COUNT_BAD),
