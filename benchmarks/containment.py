@@ -246,7 +246,8 @@ class _Nest:
 
     def close(self) -> None:
         """End it."""
-        os.close(self.artifact)
+        if self.artifact >= 0:
+            os.close(self.artifact)
         self.nursery.close()
 
 
@@ -376,7 +377,8 @@ def large_module() -> bytes:
     for number in range(_FUNCTIONS):
         # local.get 0, i32.const (five bytes), i32.mul or i32.add, local.set 0
         code = b"".join(
-            b"\x20\x00\x41" + bytes([0x80 | number & 0x7F, 0x80 | number >> 7, 0x80 | step, 0x81, 2])
+            b"\x20\x00\x41"
+            + bytes([0x80 | number & 0x7F, 0x80 | number >> 7, 0x80 | step, 0x81, 2])
             + (b"\x6c", b"\x6a")[step % 2] + b"\x21\x00"
             for step in range(95)
         )  # fmt: skip
@@ -420,9 +422,7 @@ async def cached_module() -> Cached:
     finally:
         await fork_server.close()
     folder = tempfile.TemporaryDirectory(prefix="executor-bench-")
-    cache = ArtifactCache(
-        Path(folder.name), os.urandom(32), 1024 * MIB, lambda name: print("altered:", name)
-    )
+    cache = ArtifactCache(Path(folder.name), os.urandom(32), 1024 * MIB, lambda _name: None)
     digest = signature.digest(module)
     cache.put(digest, engine, product)
     facts = f"{len(module) / 1e6:.1f} MB of Wasm, artifact {product.artifact.size / 1e6:.1f} MB"
@@ -509,9 +509,11 @@ async def measure(
     nests = {kind: _Nest(Nursery(pooled=pooled)) for kind, pooled in _KINDS.items()}
     own = _Nest(_OwnNursery())
     figures = Figures()
-    cached = await cached_module() if large else None
-    conditions["large module"] = cached.facts if cached else "skipped"
+    cached: Cached | None = None
     try:
+        if large:
+            cached = await cached_module()
+        conditions["large module"] = cached.facts if cached else "skipped"
         for nest in (*nests.values(), own):
             nest.compile()
         with nests["pooled"].sandbox() as (_process, ready, _took):

@@ -12,6 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))  # however pytest is started
 
 _TEST_S = 100.0
+pytest_plugins = ["tests.tables"]  # what proves the tables of threats and practices
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -120,6 +120,8 @@ class Registry:
         module = await self.modules.get(release.digest, most)
         if module is None:
             raise ExecutorError("module.not-found", f"`{release.digest}`")
+        if len(module) > most:
+            raise ExecutorError("module.too-complex", f"{len(module)} bytes, at most {most}")
         manifest, signers = verify(module, release, self.trust)
         large = any(signer.large for signer in signers)
         product = await self._product(release.digest, module, large=large)

@@ -28,6 +28,8 @@ HAPPY = {
     "submit": (["submit", "wordcount", "-i", "one"], "executor.submitted/1"),
     "submit and wait": (["submit", "acme/wordcount", "-i", "one", "--wait"], "executor.outcome/1"),
     "result": (["result", "good"], "executor.outcome/1"),
+    "cancel": (["cancel", "{new}", "--timeout", "10ms"], "executor.cancelled/1"),
+    "cancel what has ended": (["cancel", "good"], "executor.cancelled/1"),
     "dead list": (["dead", "list"], "executor.outcome/1"),
     "dead list by code": (["dead", "list", "--code", "guest", "--task", "trap"],
                           "executor.outcome/1"),
@@ -50,7 +52,7 @@ HAPPY = {
 
 VERBS = [
     "demo", "init", "run", "build", "sign", "verify", "inspect", "keygen", "publish", "serve",
-    "submit", "result", "dead list", "dead show", "dead retry", "dead discard", "tenant list",
+    "submit", "result", "cancel", "dead list", "dead show", "dead retry", "dead discard", "tenant list",
     "tenant add", "tenant remove", "nats apply", "nats check", "doctor", "explain", "config show",
     "config check", "help",
 ]  # fmt: skip

@@ -153,3 +153,33 @@ def test_no_unfinished_business() -> None:
     pattern = re.compile(r"\b(TO" + r"DO|FIX" + r"ME|X" + r"XX)\b")
     found = [path.name for path in _python() if pattern.search(path.read_text())]
     assert found == []
+
+
+def test_only_the_sandbox_deserialises() -> None:
+    """Native code is loaded in one file, in a process that is about to lock itself down."""
+    loads = {"deserialize", "deserialize_file", "wasmtime_module_deserialize",
+             "wasmtime_module_deserialize_file"}  # fmt: skip
+    found = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "executor").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if (isinstance(node, ast.Attribute) and node.attr in loads)
+        or (isinstance(node, ast.Name) and node.id in loads)
+        or (isinstance(node, ast.Constant) and node.value in loads)
+    }
+    assert found == {"executor/sandbox/main.py"}
+
+
+def test_nothing_unpickles() -> None:
+    """What a child says is never unpickled, evaluated or parsed as yaml."""
+    banned = {"pickle", "marshal", "shelve", "multiprocessing", "yaml"}
+    for folder in ("executor", "guest_sdk"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Import):
+                    names = {alias.name.partition(".")[0] for alias in node.names}
+                elif isinstance(node, ast.ImportFrom):
+                    names = {(node.module or "").partition(".")[0]}
+                else:
+                    continue
+                assert not names & banned, path

@@ -194,7 +194,8 @@ def test_the_span_of_an_attempt(observed: Observed) -> None:
         "messaging.destination.name": "task.acme.resize", "messaging.message.body.size": 11,
         "executor.tenant": "acme", "executor.task": "resize", "executor.task_id": "1",
         "executor.attempt": 2, "executor.delivery": 3, "executor.code": "ok",
-        "executor.containment": "", "executor.module": "sha256:ab", "executor.fuel": 10, "executor.memory_bytes": 20,
+        "executor.containment": "",
+        "executor.module": "sha256:ab", "executor.fuel": 10, "executor.memory_bytes": 20,
         "executor.guest_us": 3_000, "executor.host_us": 1_000, "executor.output_bytes": 12,
         "executor.queue_age_ms": 500,
     }  # fmt: skip
