@@ -32,7 +32,6 @@ AUDIT_ARCH: Final = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 PR_SET_PDEATHSIG: Final = 1
 PR_GET_DUMPABLE: Final = 3
 PR_SET_DUMPABLE: Final = 4
-PR_CAPBSET_READ: Final = 23
 PR_CAPBSET_DROP: Final = 24
 PR_SET_NO_NEW_PRIVS: Final = 38
 PR_GET_NO_NEW_PRIVS: Final = 39
@@ -47,7 +46,7 @@ CAP_SETGID: Final = 6
 CAP_SETUID: Final = 7
 CAP_SETPCAP: Final = 8
 _CAPABILITY_VERSION_3: Final = 0x20080522
-_CAPABILITIES: Final = 64  # the kernel answers EINVAL beyond its last one
+_CAPABILITIES: Final = 64
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -109,10 +108,18 @@ def set_capabilities(kept: int) -> None:
 
 def drop_bounding_set(kept: int) -> None:
     """No exec can gain more than `kept` again; needs CAP_SETPCAP. Errors  `OSError`."""
+    held = bounding_set() & ~kept
     for capability in range(_CAPABILITIES):
-        try:
-            held = prctl(PR_CAPBSET_READ, capability)
-        except OSError:
-            return  # beyond the kernel's last one
-        if held and not kept >> capability & 1:
+        if held >> capability & 1:
             prctl(PR_CAPBSET_DROP, capability)
+    if bounding_set() & ~kept:
+        raise OSError("the bounding set is not what was asked for")
+
+
+def bounding_set() -> int:
+    """The capabilities that an exec could still gain. Errors  `OSError`."""
+    with open("/proc/self/status", "rb") as file:  # noqa: PTH123
+        for line in file:
+            if line.startswith(b"CapBnd:"):
+                return int(line.split()[1], 16)
+    raise OSError("the kernel names no bounding set")

@@ -85,15 +85,26 @@ def _lock_down() -> tuple[str, ...]:
     return (*layers, NO_NEW_PRIVS)
 
 
+@dataclass(frozen=True, slots=True)
+class _Spare:
+    """A child that waits for its order on a socket."""
+
+    orders: socket.socket
+    pid: int
+    pidfd: int
+
+
 @dataclass
 class _Server:
     control: socket.socket
     child: Child
     engine: Engine
     pid: int
+    spare: _Spare | None = None
 
     def run(self) -> NoReturn:
         """Requests and deaths, as they come."""
+        self._prepare_spare()
         poll = select.poll()
         poll.register(self.control, select.POLLIN)
         living: dict[int, tuple[int, int]] = {}  # pidfd → number, pid
@@ -105,6 +116,8 @@ class _Server:
                         pidfd, number, pid = made
                         living[pidfd] = (number, pid)
                         poll.register(pidfd, select.POLLIN)
+                    if self.spare is None:
+                        self._prepare_spare()
                 else:
                     poll.unregister(descriptor)
                     number, pid = living.pop(descriptor)
@@ -122,18 +135,18 @@ class _Server:
             if flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC) or not fds:
                 self._say(Exited(order.number, _START_FAILED))
                 return None
-            pid = self._fork(order, fds)
+            born = self._use_spare(data, fds) or self._fork(order, fds)
         finally:
             for descriptor in fds:
                 os.close(descriptor)
-        if pid is None:
+        if born is None:
             self._say(Exited(order.number, _START_FAILED))
             return None
-        pidfd = os.pidfd_open(pid)
+        pid, pidfd = born
         self._say(Forked(order.number, pid), pidfd)
         return pidfd, order.number, pid
 
-    def _fork(self, order: Fork, fds: Sequence[int]) -> int | None:
+    def _fork(self, order: Fork, fds: Sequence[int]) -> tuple[int, int] | None:
         try:
             pid = os.fork()
         except OSError:
@@ -141,7 +154,49 @@ class _Server:
         if pid == 0:
             self.control.close()
             self.child(order, fds, self.engine, self.pid)
-        return pid
+        return pid, os.pidfd_open(pid)
+
+    def _prepare_spare(self) -> None:
+        """Fork one child ahead of its request, to have its copied pages behind it by then."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            try:
+                pid = os.fork()
+            except OSError:
+                ours.close()
+                return
+            if pid == 0:
+                self.control.close()
+                ours.close()
+                self._be_spare(theirs)
+        self.spare = _Spare(ours, pid, os.pidfd_open(pid))
+
+    def _be_spare(self, orders: socket.socket) -> NoReturn:
+        status = _START_FAILED
+        try:
+            follow_parent(self.pid)
+            self.engine.rehearse()
+            data, fds, _, _ = socket.recv_fds(orders, _MESSAGE_MAX, _DESCRIPTORS_MAX)
+            status = 0
+            if data:
+                orders.close()
+                self.child(_order(data), fds, self.engine, self.pid)
+        finally:
+            os._exit(status)
+
+    def _use_spare(self, data: bytes, fds: Sequence[int]) -> tuple[int, int] | None:
+        """Let the spare be this child; None when there is none, or it died."""
+        spare, self.spare = self.spare, None
+        if spare is None:
+            return None
+        with spare.orders:
+            try:
+                socket.send_fds(spare.orders, [data], fds)
+            except OSError:
+                os.waitpid(spare.pid, 0)
+                os.close(spare.pidfd)
+                return None
+        return spare.pid, spare.pidfd
 
     def _say(self, frame: Frame, *fds: int) -> None:
         try:
