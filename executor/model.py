@@ -8,13 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Final, NewType
 
+from executor.sizes import KIB as KIB  # noqa: PLC0414 - told on to whoever needs values as well
+from executor.sizes import MIB as MIB  # noqa: PLC0414
+from executor.sizes import PAYLOAD_MAX as PAYLOAD_MAX  # noqa: PLC0414
+
 Digest = NewType("Digest", str)  # "sha256:" and 64 hex digits, over the whole file
 TaskId = NewType("TaskId", str)
-
-KIB: Final = 1024
-MIB: Final = 1024 * 1024
-# Envelope, retry and dead letter must fit the NATS server's default max_payload of 1 MiB.
-PAYLOAD_MAX: Final = 512 * KIB
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from typing import Final
 
 from executor.core import wasm
 from executor.errors import ExecutorError
-from executor.model import KIB, MIB
+from executor.sizes import KIB, MIB
 
 
 @dataclass(frozen=True, slots=True)

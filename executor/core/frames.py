@@ -24,7 +24,7 @@ import msgpack
 
 from executor.core import abi
 from executor.errors import ExecutorError
-from executor.model import KIB, PAYLOAD_MAX
+from executor.sizes import KIB, PAYLOAD_MAX
 
 # An input or output, 64 KiB of log, 8 KiB of message and room for the fields round them.
 FRAME_MAX: Final = PAYLOAD_MAX + 256 * KIB
@@ -346,6 +346,7 @@ class Conversation:
 
         state      legal from the sandbox
         starting   Ready, Failed
+        failed     nothing
         ready      Call, Done for the head of the queue
         calling    nothing until the Answer
     """
@@ -355,6 +356,7 @@ class Conversation:
         self._queue: deque[Run] = deque()
         self._bytes = 0
         self._started = False
+        self._failed = False
         self._calls = 0
         self._call_open = False
 
@@ -396,10 +398,13 @@ class Conversation:
         """The events in `data`. Errors  `sandbox.protocol-violation`."""
         for frame in self._reader.feed(data):
             match frame:
+                case _ if self._failed:
+                    raise _violation(f"{type(frame).__name__} after its last word")
                 case Ready() if not self._started:
                     self._started = True
                     yield frame
                 case Failed() if not self._started and frame.code in START_CODES:
+                    self._failed = True
                     yield frame
                 case Call() if self._started:
                     self._check_call(frame)

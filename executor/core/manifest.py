@@ -19,7 +19,7 @@ from executor.core import subjects, wasm
 from executor.core.abi import ENTRY
 from executor.core.abi import VERSION as ABI_VERSION
 from executor.errors import ExecutorError
-from executor.model import KIB
+from executor.sizes import KIB
 
 SECTION: Final = "executor.manifest"
 MANIFEST_MAX: Final = 64 * KIB

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from executor.errors import ExecutorError
-from executor.model import MIB
+from executor.sizes import MIB
 
 # Of any file; what a signer's modules may have is policy (`core.complexity`).
 MODULE_MAX: Final = 32 * MIB

@@ -16,12 +16,12 @@ import wasmtime
 from executor.core import abi, complexity
 from executor.core.frames import FRAME_MAX, IMPORTS_MAX, Compile, Compiled, Fork, Rejected, encode
 from executor.errors import ExecutorError
-from executor.model import MIB
 from executor.sandbox import jail, seccomp
 from executor.sandbox.channel import Channel
 from executor.sandbox.linker import signature
 from executor.sandbox.memory import PAGE
 from executor.sandbox.warm import Warm
+from executor.sizes import MIB
 
 # Native code is about five times the module: 1 MB gives 5.5 MB.
 ARTIFACT_MAX: Final = 160 * MIB

@@ -18,9 +18,9 @@ from executor.capabilities import clock, random
 from executor.capabilities.log import LogBook
 from executor.core import abi
 from executor.core.frames import Answer, Call, Run
-from executor.model import PAYLOAD_MAX
 from executor.sandbox.machine import Bug, Ended, Machine
 from executor.sandbox.memory import U32_MASK, GuestMemory
+from executor.sizes import PAYLOAD_MAX
 
 # Fuel for host calls. A call takes the host about 2 µs on the fastest path, and a guest burns
 # 1 to 10 fuel a nanosecond: 2,000 makes 10,000 calls cost 2 % of the default budget.

@@ -12,7 +12,7 @@ from typing import Final
 import wasmtime
 from wasmtime import _bindings
 
-from executor.model import KIB
+from executor.sizes import KIB
 
 SLOTS: Final = 2
 TABLES_A_MODULE: Final = 8  # the Store's own limit is lower

@@ -15,11 +15,11 @@ import wasmtime
 
 from executor.core.frames import Answer, Call, Run
 from executor.errors import ExecutorError
-from executor.model import MIB
 from executor.sandbox.engine import build, fingerprint
 from executor.sandbox.host import Host
 from executor.sandbox.instance import execute
 from executor.sandbox.linker import prepare
+from executor.sizes import MIB
 
 _ENDS: Final = {
     "": "", "unreachable": "unreachable",

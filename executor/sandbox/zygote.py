@@ -21,10 +21,10 @@ from typing import Final, NoReturn
 from executor.core.frames import MODULES_MAX, Exited, Fork, Forked, Frame, Reader, Warm, encode
 from executor.core.layers import NAMESPACES, NO_NEW_PRIVS
 from executor.errors import ExecutorError
-from executor.model import MIB
 from executor.sandbox import jail, kernel
 from executor.sandbox.warm import Warm as Engine
 from executor.sandbox.warm import warm_up
+from executor.sizes import MIB
 
 # Socket, status page and artifacts.
 _DESCRIPTORS_MAX: Final = 2 + MODULES_MAX

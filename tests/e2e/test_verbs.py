@@ -52,8 +52,9 @@ HAPPY = {
 
 VERBS = [
     "demo", "init", "run", "build", "sign", "verify", "inspect", "keygen", "publish", "serve",
-    "submit", "result", "cancel", "dead list", "dead show", "dead retry", "dead discard", "tenant list",
-    "tenant add", "tenant remove", "nats apply", "nats check", "doctor", "explain", "config show",
+    "submit", "result", "cancel", "dead list", "dead show", "dead retry", "dead discard",
+    "tenant list", "tenant add", "tenant remove",
+    "nats apply", "nats check", "doctor", "explain", "config show",
     "config check", "help",
 ]  # fmt: skip
 FAMILIES = ["", "dead", "tenant", "nats", "config"]

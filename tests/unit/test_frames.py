@@ -390,3 +390,15 @@ def test_what_a_sandbox_may_claim() -> None:
     assert "limit.deadline-exceeded" not in frames.GUEST_CODES
     for code in frames.GUEST_CODES:
         assert list(running().receive(frames.encode(replace(DONE, code=code))))
+
+
+def test_after_a_failed_start_nothing_is_said() -> None:
+    """One reason why it could not begin is its last word; a code of another kind is none."""
+    failed = frames.encode(Failed("sandbox.start-failed", "no"))
+    for more in (failed, frames.encode(READY)):
+        talk = Conversation()
+        assert list(talk.receive(failed)) == [Failed("sandbox.start-failed", "no")]
+        with pytest.raises(ExecutorError):
+            list(talk.receive(more))
+    with pytest.raises(ExecutorError):
+        list(Conversation().receive(frames.encode(Failed("guest.trap", "no"))))

@@ -1,0 +1,74 @@
+"""Cancelling through NATS: announced in CONTROL, heard by a running executor, one record each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from executor.core import subjects
+from executor.core.cancel import encode
+from executor.transport.control import Control
+from tests.servers import NatsServer, run
+from tests.support import guests
+from tests.support.served import TENANT, Site
+
+
+@pytest.fixture
+def site(tmp_path: Path, server: NatsServer) -> Iterator[Site]:
+    """A folder with a configuration."""
+    with Site(tmp_path / "site", server) as made:
+        yield made
+
+
+def test_running_queued_and_waiting(site: Site) -> None:
+    """A spinning task, one queued behind it, one whose retry is an hour away: all end cancelled."""
+
+    async def test() -> None:
+        later = guests.RETRY.replace("(i64.const 7)", "(i64.const 3600000)")
+        await site.prepare(spin=guests.SPIN, echo=guests.ECHO, later=later)
+        async with await site.client() as client:
+            waiting = await client.submit("later")
+            life = await site.serve()
+            await life.line("attempt", code="guest.failed")
+            spinning = await client.submit("spin", id="spinning")
+            for task_id in (waiting.id, spinning.id):
+                assert await client.cancel(task_id) is None
+                ended = await client.wait(task_id, timeout_s=30)
+                assert ended.code == "task.cancelled"
+            assert await client.cancel("never-submitted", task="echo") is None
+            assert (await client.run("echo", b"x", id="never-submitted", timeout_s=30)).code == (
+                "task.cancelled"
+            )
+            # The same id of another task, and what has ended, are untouched.
+            assert (await client.run("echo", b"x", id="other", timeout_s=30)).output == b"x"
+            again = await client.cancel("other")
+            assert again is not None
+            assert again.output == b"x"
+        assert len(await site.ended()) == 4
+
+    run(test())
+
+
+def test_a_restarted_executor_remembers(site: Site) -> None:
+    """What was cancelled while nobody served ends at its turn; what ran out is swept away."""
+
+    async def test() -> None:
+        await site.prepare(echo=guests.ECHO)
+        async with await site.client() as client:
+            control = Control(client.connection)
+            old = subjects.cancel_key(TENANT, "echo", "old")
+            value = encode(TENANT, "echo", "old", until=1, environment="test")
+            await control.put(old, value)
+            sent = await client.submit("echo", b"x")
+            await client.cancel(sent.id, task="echo")
+            keys = await control.keys(f"cancel.{TENANT}")
+            assert keys == [subjects.cancel_key(TENANT, "echo", sent.id)]
+            await site.serve()
+            assert (await client.wait(sent.id, timeout_s=30)).code == "task.cancelled"
+            assert (await client.run("echo", b"x", id="old", timeout_s=30)).output == b"x"
+            with pytest.raises(ValueError, match="an id is of"):
+                await client.cancel("no id")
+
+    run(test())
