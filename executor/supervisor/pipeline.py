@@ -263,6 +263,9 @@ class Pipeline:
         for job in list(self._held.values()):
             if self.cancels.has(job.request, self.now_ms()) and not self.pool.cancel(job):
                 self._refuse(job, ExecutorError("task.cancelled"))
+        self._look_waiting(tenant, task, task_id)
+
+    def _look_waiting(self, tenant: str, task: str, task_id: str) -> None:
         look = asyncio.get_running_loop().create_task(self._cancel_waiting(tenant, task, task_id))
         self._looks.add(look)
         look.add_done_callback(self._looks.discard)
@@ -337,6 +340,9 @@ class Pipeline:
 
     def on_settled(self, job: Job, what: str) -> None:
         """The settler is done with a job; "" means silence until the lease lapses."""
+        if what == "later" and self.cancels.has(job.request, self.now_ms()):
+            # Cancelled while its retry was on the way to the stream: there it is now.
+            self._look_waiting(job.request.tenant, job.request.task, job.request.id)
         self._release(job, what)
 
     def _release(self, job: Job, what: str) -> None:

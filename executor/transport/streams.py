@@ -81,6 +81,7 @@ def _later(options: Options) -> Config:
     return {
         **_base(subjects.LATER, "later.*.*.*.*", "due.>", options=options),
         "retention": "workqueue",
+        "allow_direct": True,  # a cancelled task's schedule is read, to end the task before it
         "allow_msg_schedules": True,
         "max_msg_size": options.message_max_bytes - _SOURCE_MARGIN,
     }

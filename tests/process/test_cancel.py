@@ -71,6 +71,20 @@ async def test_a_task_that_waits_for_its_retry() -> None:
         assert rig.wire.count("ack") == 2
 
 
+async def test_a_task_whose_retry_is_on_its_way() -> None:
+    """Cancelled between the attempt and the stream's word on its retry: it ends too."""
+    async with Rig() as rig:
+        rig.publish("retry", guests.RETRY)
+        rig.wire.answer = lambda _: None
+        request = rig.ask("retry", attempts_max=3)
+        await rig.until(lambda: rig.wire.published("later"))
+        rig.pipeline.cancel(TENANT, "retry", request.id)
+        rig.wire.answer = rig.wire.store
+        rig.wire.release()
+        await rig.until(lambda: codes(rig) == {request.id: "task.cancelled"})
+        await rig.settle_down()
+
+
 async def test_a_task_that_is_delivered_later() -> None:
     """Announced before it is delivered, it ends at its turn without a sandbox."""
     async with Rig() as rig:
