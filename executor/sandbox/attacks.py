@@ -36,7 +36,7 @@ _NUMBERS: Final[dict[str, tuple[int, int]]] = {
     "userfaultfd": (323, 282), "perf_event_open": (298, 241), "keyctl": (250, 219),
     "add_key": (248, 217), "memfd_create": (319, 279), "memfd_secret": (447, 447),
     "shmget": (29, 194), "shmctl": (31, 195),
-    "msgget": (68, 186), "msgctl": (71, 187), "mq_open": (180, 180), "pipe2": (293, 59),
+    "msgget": (68, 186), "msgctl": (71, 187), "mq_open": (240, 180), "pipe2": (293, 59),
     "dup": (32, 23), "eventfd2": (290, 19), "epoll_create1": (291, 20), "inotify_init1": (294, 26),
     "init_module": (175, 105), "kexec_load": (246, 104), "reboot": (169, 142),
     "setrlimit": (160, 164), "prlimit64": (302, 261), "personality": (135, 92),

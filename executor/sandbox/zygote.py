@@ -31,8 +31,11 @@ _DESCRIPTORS_MAX: Final = 2 + MODULES_MAX
 _MESSAGE_MAX: Final = 4096
 # Below this the main thread could overflow before the guest's own stack limit is met.
 STACK_MIN: Final = 2 * MIB
-# As root: enough to give each child a user of its own, and nothing beyond.
-_KEPT: Final = 1 << kernel.CAP_SETUID | 1 << kernel.CAP_SETGID | 1 << kernel.CAP_SETPCAP
+# As root: enough to give each child a user of its own, and nothing beyond. The kernel sends a
+# child's parent-death signal with the dying parent's rights: without CAP_KILL it would not arrive.
+_KEPT: Final = (
+    1 << kernel.CAP_SETUID | 1 << kernel.CAP_SETGID | 1 << kernel.CAP_SETPCAP | 1 << kernel.CAP_KILL
+)
 _START_FAILED: Final = 71
 
 Child = Callable[[Fork, Sequence[int], Engine, int], NoReturn]
@@ -175,7 +178,9 @@ class _Server:
         status = _START_FAILED
         try:
             follow_parent(self.pid)
+            jail.close_others({orders.fileno()})
             self.engine.rehearse()
+            jail.rehearse()
             data, fds, _, _ = socket.recv_fds(orders, _MESSAGE_MAX, _DESCRIPTORS_MAX)
             status = 0
             if data:

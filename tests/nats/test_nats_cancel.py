@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,9 +11,9 @@ import pytest
 from executor.core import subjects
 from executor.core.cancel import encode
 from executor.transport.control import Control
-from tests.servers import NatsServer, run
+from tests.servers import NatsServer, eventually, run
 from tests.support import guests
-from tests.support.served import TENANT, Site
+from tests.support.served import TENANT, Serve, Site
 
 
 @pytest.fixture
@@ -72,3 +73,30 @@ def test_a_restarted_executor_remembers(site: Site) -> None:
                 await client.cancel("no id")
 
     run(test())
+
+
+def test_a_busy_sandbox_does_not_outlive_a_killed_supervisor(site: Site) -> None:
+    """A guest that spins reads no socket: the kernel ends it with the zygote, as root too."""
+
+    async def test() -> None:
+        await site.prepare(spin=guests.SPIN)
+        async with await site.client() as client:
+            life = await site.serve()
+            await client.submit("spin", id="spinning")
+            await eventually(lambda: busy(life))
+            life.signal(signal.SIGKILL)
+            await life.no_orphans()
+
+    async def busy(life: Serve) -> bool:
+        return any(cpu_ticks(pid) > 20 for pid in life.sandboxes())
+
+    run(test())
+
+
+def cpu_ticks(pid: int) -> int:
+    """CPU time that a process has used, in hundredths of a second."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return int(fields[11])

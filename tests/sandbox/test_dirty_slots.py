@@ -23,7 +23,7 @@ ONE_PAGE: Final = '(memory (export "memory") 1)'
 # Initial pages, pages after growth (beyond what is zeroed by hand), elements, elements after
 # growth, where the data lies and how long it is, its first multiplier: one module each.
 SHAPES: Final = (
-    (1, 6, 8, 64, 1024, 2048, 0x9E37_79B9_7F4A_7C15),
+    (1, 5, 8, 64, 1024, 2048, 0x9E37_79B9_7F4A_7C15),
     (2, 4, 40, 41, 65_000, 3000, 0xC2B2_AE3D_27D4_EB4F),
     (1, 3, 1, 200, 0, 512, 0x1656_67B1_9E37_79F9),
 )  # fmt: skip
@@ -32,7 +32,7 @@ ENDS: Final = (
     ("", ""), ("guest.trap", "unreachable"), ("guest.trap", "integer-division-by-zero"),
     ("limit.fuel-exhausted", "out-of-fuel"), ("guest.bad-pointer", ""),
 )  # fmt: skip
-FUEL: Final = 1_500_000  # enough for the largest
+FUEL: Final = 2_000_000  # enough for the largest
 DIRTY_FIRST: Final = len(ENDS)  # the twin: it makes the mess before it looks
 
 _TEXT: Final = """
