@@ -202,7 +202,8 @@ class Zygote:
         if self._failed is not None:
             status, detail = 1, self._failed.detail or self._failed.code
         if self._process is not None:
-            self._process.poll()
+            self._process.kill()  # it is leaving: this wait is for the kernel only
+            self._process.wait()
         for child in list(self._children.values()):
             child.kill()
             child.exited(status, detail)

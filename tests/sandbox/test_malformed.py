@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def nursery() -> Iterator[Nursery]:
-    """A fork server with pooled memory: compilers do not use any."""
+    """One fork server: where memory comes from makes no difference to a compiler."""
     made = Nursery()
     yield made
     made.close()
@@ -30,7 +29,7 @@ def test_malformed_modules_are_refused(rooms: Rooms) -> None:
     assert len(corpus) >= 200
     assert len({name for name, _ in corpus}) == len(corpus)
     wrong: dict[str, object] = {}
-    codes: Counter[str] = Counter()
+    codes: set[str] = set()
     for name, module in corpus:
         used_up = type(rooms)(rooms.nursery)  # descriptors are given back after each
         answer, _, status = used_up.compile(module)
@@ -40,9 +39,9 @@ def test_malformed_modules_are_refused(rooms: Rooms) -> None:
         elif not answer.code.startswith("module.") or "\n" in answer.message:
             wrong[name] = answer
         else:
-            codes[answer.code] += 1
+            codes.add(answer.code)
     assert wrong == {}
-    assert codes.total() == len(corpus)
+    assert codes >= {"module.invalid", "module.abi-mismatch"}, codes
     assert rooms.nursery.process.poll() is None
     # The twin: the guest that the faults were put into is fine.
     answer, _, status = rooms.compile(malformed.build())

@@ -19,8 +19,7 @@ from executor.sandbox import attacks, kernel
 from executor.supervisor.zygote import Child, Zygote, hide_memory
 from tests.support.nursery import DATA_BYTES, WAIT_SECONDS, Nursery
 
-# Never whole in this file: what compiles it keeps its constants in memory.
-CANARY: Final = "-".join(["canary", "in", "the", "{}", "5b1e77c0"])  # noqa: FLY002
+CANARY: Final = "canary-in-the-{}-5b1e77c0"
 EXIT_PROTOCOL: Final = 73
 START_FAILED: Final = 71
 # kill (for the children's parent-death signal), setgid, setuid, setpcap.
@@ -95,6 +94,7 @@ def family(nursery: Nursery) -> list[Sandbox]:
     made = [Sandbox(nursery, slot=slot) for slot in range(3)]
     for locked in made[:2]:
         locked.ready()
+    assert works(nursery)  # the next one held ready exists before this one's end is told
     return made
 
 
@@ -159,12 +159,14 @@ def test_its_descriptors(nursery: Nursery, tmp_path: Path) -> None:
         held = {int(fd.name): str(fd.readlink()).partition(":")[0] for fd in folder.iterdir()}
         assert [held.pop(standard) for standard in range(3)] == ["/dev/null"] * 3
         assert sorted(held.values()) == ["anon_inode", "socket", "socket"]
-        # That child has its own end only.
-        (spare,) = offspring(nursery.process.pid)
-        folder = Path(f"/proc/{spare}/fd")
+        # That child, once it is locked, has its own end only.
+        child = Sandbox(nursery)
+        child.ready()
+        folder = Path(f"/proc/{child.born.pid}/fd")
         held = {int(fd.name): str(fd.readlink()).partition(":")[0] for fd in folder.iterdir()}
         assert [held.pop(standard) for standard in range(3)] == ["/dev/null"] * 3
         assert list(held.values()) == ["socket"]
+        child.close()
 
 
 def test_it_has_one_thread_and_hardly_a_privilege(nursery: Nursery) -> None:
