@@ -489,7 +489,7 @@ async def cancel(figures: Figures) -> None:
             request = rig.ask("spin")
             await rig.running()
             started = time.monotonic()
-            rig.pipeline.cancel(TENANT, "spin", request.id)
+            rig.pipeline.cancelling.cancel(TENANT, "spin", request.id)
             record = await rig.record(request)
             if record.code != "task.cancelled":
                 raise RuntimeError(f"it ended otherwise: {record.code}")

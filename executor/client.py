@@ -21,7 +21,7 @@ from typing import Any, Final, Self, TypeVar
 
 from executor import config as configs
 from executor.config import Config
-from executor.core import cancel, envelope, subjects
+from executor.core import control, envelope, subjects
 from executor.core.envelope import Record
 from executor.core.seal import ExecutorKey, NotAuthenticError, Opener
 from executor.core.signature import PublicKey
@@ -346,23 +346,23 @@ class Client:
         ended = await self.outcome(task_id, task=task)
         if ended is not None:
             return ended
-        control, now = Control(self.connection), time.time_ns() // 1_000_000
-        await self._forget_cancels(control, now)
-        name = task or subjects.ANY_TASK
-        value = cancel.encode(self.tenant, name, task_id, until=now + CANCEL_MS,
-                              environment=self.environment)  # fmt: skip
-        await control.put(subjects.cancel_key(self.tenant, name, task_id), value)
+        bucket, now = Control(self.connection), time.time_ns() // 1_000_000
+        await self._forget_cancels(bucket, now)
+        key = subjects.cancel_key(self.tenant, task or subjects.ANY_TASK, task_id)
+        value = control.encode("cancel", key, self.environment, until=now + CANCEL_MS)
+        await bucket.put(key, value)
         return None
 
-    async def _forget_cancels(self, control: Control, now: int) -> None:
+    async def _forget_cancels(self, bucket: Control, now: int) -> None:
         """Remove what has run out, so that CONTROL does not grow."""
-        for key, (value, _) in (await control.entries(f"cancel.{self.tenant}")).items():
+        for key, (value, _) in (await bucket.entries(f"cancel.{self.tenant}")).items():
             try:
-                over = cancel.decode(value, key, environment=self.environment) <= now
+                fields = control.decode(value, "cancel", key, self.environment)
+                over = int(fields["until"]) <= now
             except ExecutorError:
                 over = True
             if over:
-                await control.delete(key)
+                await bucket.delete(key)
 
     async def outcome(self, task_id: str, *, task: str | None = None) -> TaskOutcome | None:
         """The outcome of a task if there is one now."""

@@ -37,6 +37,7 @@ class Key:
     low: int = 0
     high: int = 2**53 - 1
     choices: tuple[str, ...] = ()
+    items_max: int = 2  # of a list
     token: bool = False  # stands in subjects and audiences
 
 
@@ -58,7 +59,8 @@ KEYS: Final[dict[str, dict[str, Key]]] = {
         "attempts_max": Key(3, "the task's own failures", 1, 16),
         "deliveries_max": Key(10, "hand-overs by the server: drains and lost leases", 2, 1_000),
         "ack_wait_ms": Key(30_000, "the lease, renewed every third of it", 1_000, 600_000),
-        "backoff_ms": Key((1_000, 5_000, 30_000), "before each retry; jitter is always added", 0,
+        "backoff_ms": Key((1_000, 30_000), "least and most before a retry, at random between; "
+                          "the most is three times the least unless given", 0,
                           RETRY_AFTER_MAX_MS),
         "drain_ms": Key(20_000, "below the 30 s that service managers wait", 0, 600_000),
         "window": Key(256, "messages held at once; 512 gains 16 % over 64 and holds more", 1, 4096),
@@ -204,6 +206,9 @@ class _Reader:
     def scalar(self, name: str, key: Key, value: object, where: str) -> Value:
         kind = type(key.default)
         if kind is tuple:
+            if isinstance(value, list) and len(value) > key.items_max:
+                self.fail("config.invalid", f"`{name}` at {where} has more than {key.items_max}")
+                return key.default
             if isinstance(value, list) and all(type(v) is int for v in value):
                 if all(key.low <= v <= key.high for v in value):
                     return tuple(value)

@@ -17,12 +17,18 @@ class Class(StrEnum):
     """What a code means for the task that met it; `core.settlement` turns it into an action."""
 
     PERMANENT = "permanent"  # the same bytes would end the same way: dead letter
+    RESOURCE = "resource"  # permanent: a cap was met, and would be met again
+    SECURITY = "security"  # permanent: authority or authenticity is missing; no fallback hides it
     TRANSIENT = "transient"  # another attempt while any is left
     SYSTEMIC = "systemic"  # not this task's fault: put off, no attempt counted
     ONCE = "once"  # a sandbox died: again the first time, then dead letter
     SILENT = "silent"  # publish and answer nothing; the delivery comes again
     GUEST = "guest"  # the guest's own word decides
     NONE = "-"  # never settles a task
+
+
+# What ends a task at once, whatever else is tried.
+FINAL: Final = frozenset({Class.PERMANENT, Class.RESOURCE, Class.SECURITY})
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +54,17 @@ _EXITS: Final = {
 }  # fmt: skip
 
 _P, _T, _S = Class.PERMANENT, Class.TRANSIENT, Class.SYSTEMIC
+_R, _X = Class.RESOURCE, Class.SECURITY
 
 # code, class, who can fix it, message, hint.
 _ROWS: Final[tuple[tuple[str, Class, str, str, str], ...]] = (
     ("message.malformed", _P, "submitter", "the message is not a task request",
      "send an envelope (executor.Client, executor submit), or a raw body with a `Task-Id` header"),
-    ("message.too-large", _P, "submitter", "the message or its input is larger than allowed",
+    ("message.too-large", _R, "submitter", "the message or its input is larger than allowed",
      "keep the input within `limits.input_max_kib`; pass larger data by reference"),
     ("message.version-unknown", _P, "submitter", "the envelope has a version this host cannot read",
      "submit with a client of this executor's version or the one before it"),
-    ("message.audience-mismatch", _P, "submitter",
+    ("message.audience-mismatch", _X, "submitter",
      "the envelope was made for another subject or environment",
      "publish the envelope on the subject named in its `aud`, in the environment it was made for"),
     ("message.expired", _P, "submitter", "the task was not started before its `expires_at`",
@@ -73,42 +80,47 @@ _ROWS: Final[tuple[tuple[str, Class, str, str, str], ...]] = (
      "export `memory` and `run: () -> i32`; see guest_sdk/abi"),
     ("module.import-unknown", _P, "author", "the module imports what no capability offers",
      "remove the import; `executor inspect FILE` lists what the host offers"),
-    ("module.too-complex", _P, "author", "the module exceeds a static cap or the compiler's limits",
+    ("module.too-complex", _R, "author", "the module exceeds a static cap or the compiler's limits",
      "make the module smaller: strip it, and build with -Oz or ReleaseSmall"),
-    ("module.unsigned", _P, "author", "the module carries no signature",
+    ("module.unsigned", _X, "author", "the module carries no signature",
      "sign it: executor sign FILE --key KEY"),
-    ("module.signature-invalid", _P, "author", "the module's signature does not hold",
+    ("module.signature-invalid", _X, "author", "the module's signature does not hold",
      "the file was changed after signing: rebuild, sign and publish it again"),
-    ("module.signer-untrusted", _P, "operator", "no publisher trusted for this task signed it",
+    ("module.signer-untrusted", _X, "operator", "no publisher trusted for this task signed it",
      "add the signer's public key as [[publisher]] with this task in executor.toml"),
-    ("module.signer-revoked", _P, "operator", "the module or its signer is revoked",
+    ("module.signer-revoked", _X, "operator", "the module or its signer is revoked",
      "sign with a key that is not in `trust.revoked`"),
     ("module.quarantined", _S, "operator", "the module is in quarantine: it killed sandboxes",
-     "publish a mended module; its tasks wait until then or until they expire"),
+     "publish a mended module, or lift it: executor quarantine lift DIGEST; its tasks wait"),
+    ("module.breaker-open", _S, "author",
+     "attempts of this module keep killing sandboxes or running past their deadline",
+     "its tasks wait for a probe to succeed: look at `executor dead list`, mend the module"),
     ("module.not-found", _T, "operator", "the released module is not in the store",
      "publish it again: executor publish FILE"),
     ("module.digest-mismatch", _T, "operator", "the stored module is not the one that was released",
      "the stored copy was damaged or exchanged: publish the module again"),
     ("task.cancelled", _P, "submitter", "the task was cancelled", "submit it again to run it"),
+    ("task.paused", _S, "operator", "the task is paused",
+     "its tasks wait: executor resume TASK"),
     ("policy.task-unknown", _P, "operator", "no module is released for this task",
      "publish one: executor publish FILE --tenant TENANT; `executor tenant list` shows tenants"),
-    ("policy.capability-denied", _P, "operator", "the module wants what no grant allows",
+    ("policy.capability-denied", _X, "operator", "the module wants what no grant allows",
      "add the printed lines under [[grant]] in executor.toml, then reload with SIGHUP"),
-    ("policy.limit-too-high", _P, "operator", "more is asked for than policy allows",
+    ("policy.limit-too-high", _R, "operator", "more is asked for than policy allows",
      "ask for less, or raise the tenant's ceiling in executor.toml"),
-    ("policy.submitter-denied", _P, "operator", "this submitter may not ask for this task",
+    ("policy.submitter-denied", _X, "operator", "this submitter may not ask for this task",
      "ask the operator to allow it"),
-    ("policy.raw-body-refused", _P, "operator", "this tenant takes no raw bodies",
+    ("policy.raw-body-refused", _X, "operator", "this tenant takes no raw bodies",
      "submit an envelope, or set `raw_bodies = true` for the tenant in executor.toml"),
-    ("limit.fuel-exhausted", _P, "author", "the guest used all its fuel",
+    ("limit.fuel-exhausted", _R, "author", "the guest used all its fuel",
      "raise `fuel` up to the operator's limit, or do less work in one task"),
-    ("limit.memory-exceeded", _P, "author", "the guest needs more memory than its limit",
+    ("limit.memory-exceeded", _R, "author", "the guest needs more memory than its limit",
      "raise `memory_max_mib` up to the operator's limit, or use less memory"),
-    ("limit.stack-exhausted", _P, "author", "the guest's call stack overflowed",
+    ("limit.stack-exhausted", _R, "author", "the guest's call stack overflowed",
      "look for unbounded recursion in the trap's frames"),
-    ("limit.output-too-large", _P, "author", "the guest wrote more output than its limit",
+    ("limit.output-too-large", _R, "author", "the guest wrote more output than its limit",
      "write less, or raise `output_max_kib` up to 512"),
-    ("limit.calls-exceeded", _P, "author", "the guest made more host calls than its limit",
+    ("limit.calls-exceeded", _R, "author", "the guest made more host calls than its limit",
      "batch the calls, or raise `calls_max`"),
     ("limit.deadline-exceeded", _T, "author",
      "the attempt ran past its wall-clock deadline and was killed",
@@ -122,7 +134,7 @@ _ROWS: Final[tuple[tuple[str, Class, str, str, str], ...]] = (
      "check pointer and length of the call named in the facts"),
     ("guest.failed", Class.GUEST, "author", "the task reported a failure",
      "the message is the guest's own"),
-    ("capability.denied", _P, "author, operator", "a capability call was denied",
+    ("capability.denied", _X, "author, operator", "a capability call was denied",
      "the grant does not cover this argument; widen its scope or change the argument"),
     ("capability.bad-argument", _P, "author, operator", "a capability call had a bad argument",
      "see guest_sdk/abi for the bounds of each argument"),
@@ -139,6 +151,8 @@ _ROWS: Final[tuple[tuple[str, Class, str, str, str], ...]] = (
      "treat the module as hostile and report it"),
     ("sandbox.start-failed", _S, "operator", "a sandbox could not be started",
      "run `executor doctor`: it starts one and says what fails"),
+    ("sandbox.breaker-open", _S, "operator", "sandboxes of this tenant keep failing to start",
+     "its tasks wait for one to start: run `executor doctor`"),
     ("sandbox.containment-missing", _S, "operator", "a layer of the sandbox's jail is missing",
      "run `executor doctor`: it names each layer"),
     ("transport.disconnected", Class.SILENT, "operator", "no connection to NATS",

@@ -53,6 +53,16 @@ class KvScope:
 
 
 @dataclass(frozen=True, slots=True)
+class Fallback:
+    """What stands in for a failure with one of these codes: a value, or another task's module."""
+
+    on: frozenset[str]
+    output: bytes = b""
+    content_type: str = ""
+    task: str = ""  # of the same tenant; "" means the value
+
+
+@dataclass(frozen=True, slots=True)
 class Authority:
     """Request ∩ grant ∩ ceiling, fixed before the attempt: function names and their scopes."""
 

@@ -203,6 +203,12 @@ class _Wire:
         del tenant
         self.settled.set()
 
+    def put(self, key: str, value: bytes) -> None:
+        del key, value  # nobody else is there to hear of a breaker
+
+    def delete(self, key: str) -> None:
+        del key
+
 
 def _own_signature(module: bytes, key: SecretKey) -> tuple[bytes, manifest.Manifest]:
     """The module signed by this run's key, over whatever signatures it has, and its manifest.
@@ -248,7 +254,7 @@ async def _run(config: Config, order: Order, telemetry: Telemetry, zygote: Zygot
     wire, bucket = _Wire(), _Bucket(order.kv or {})
     # The module is signed by a key of this run: nobody would find it in the cache again.
     quick = config.with_values(delivery__attempts_max=1, sandbox__count=1, host__cache_key_file="")
-    ports = Ports(trust, _Modules(module, release), bucket, wire, wire, wire)
+    ports = Ports(trust, _Modules(module, release), bucket, wire, wire, wire, wire)
     pipeline = assemble(quick, ports, key=key, telemetry=listener, zygote=zygote)
     # One life: a task that may come back later would wait for nobody here.
     pipeline.rules = replace(pipeline.rules, attempts_max=1)

@@ -10,7 +10,6 @@ from typing import Final
 
 from executor.cli.modules import read_key
 from executor.config import Config
-from executor.core import cancel
 from executor.core import release as releases
 from executor.core.policy import Tenant
 from executor.core.signature import SecretKey
@@ -20,9 +19,11 @@ from executor.supervisor import containment
 from executor.supervisor.pipeline import Pipeline
 from executor.supervisor.ports import KvStore
 from executor.supervisor.service import Ports, assemble, new_zygote
+from executor.supervisor.steering import Steering
 from executor.supervisor.zygote import Zygote, hide_memory
 from executor.telemetry import Telemetry
 from executor.transport import records, streams
+from executor.transport.board import Board
 from executor.transport.connection import Connection
 from executor.transport.control import Watch
 from executor.transport.kv import TenantKv
@@ -192,12 +193,17 @@ class Host:
             Objects(self.connection), self.telemetry, self.config.text("host.environment"),
             self._released,
         )  # fmt: skip
+        self._board = Board(self.connection)
         ports = Ports(
             self._trust, self._modules, _Stores(self.connection), self._outbox,
-            _Records(self.connection), self._intake,
+            _Records(self.connection), self._intake, self._board,
         )  # fmt: skip
         self.pipeline = assemble(self.config, ports, key=self._key, telemetry=self.telemetry,
                                  zygote=self._zygote)  # fmt: skip
+        self._steering = Steering(
+            self.config.text("host.environment"), self.pipeline.guards, self.pipeline.cancelling,
+            self.telemetry, self.pipeline.now_ms,
+        )  # fmt: skip
         self._watch = Watch(self.connection, self._entry)
         await self._watch.start()
         # Admit before the first task: a sandbox is born with what is known by then.
@@ -229,25 +235,9 @@ class Host:
         )  # fmt: skip
 
     def _entry(self, key: str, value: bytes | None, revision: int) -> None:
-        """One entry of CONTROL: a release, or an id that was cancelled."""
-        if not key.startswith("cancel."):
+        """One entry of CONTROL: a release, or what steers the work."""
+        if not self._steering.entry(key, value):
             self._modules.entry(key, value, revision)
-            return
-        parts = key.split(".")[1:]
-        if len(parts) != 3:  # noqa: PLR2004
-            return
-        tenant, task, task_id = parts
-        if value is None:
-            self.pipeline.cancels.withdraw(tenant, task, task_id)
-            return
-        try:
-            environment = self.config.text("host.environment")
-            until = cancel.decode(value, key, environment=environment)
-        except ExecutorError as error:
-            self.telemetry.security_event("cancel-not-valid", key=key, reason=error.message)
-            return
-        if until > self.pipeline.now_ms():
-            self.pipeline.cancel(tenant, task, task_id, until)
 
     async def _pull(self, tenant: str) -> None:
         pull = Pull(
@@ -274,7 +264,7 @@ class Host:
 
     def _on_transport(self, name: str, facts: dict[str, str | int]) -> None:
         if hasattr(self, "pipeline") and name in {"disconnected", "reconnected"}:
-            self.pipeline.connected = name == "reconnected"
+            self.pipeline.leases.connected = name == "reconnected"
         if name == "permission-violation":
             self.telemetry.security_event(name, **facts)
         else:
@@ -321,6 +311,7 @@ class Host:
         else:
             await self.pipeline.stop()
         await self._watch.stop()
+        await self._board.stop()
         for task in list(self._warm):
             task.cancel()
         await self._outbox.drain(_FLUSH_S)

@@ -9,14 +9,14 @@ is allowed. A refusal names everything that is missing and the lines that would 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from executor.core import abi
 from executor.core.manifest import Manifest
 from executor.core.signature import PublicKey
 from executor.errors import ExecutorError
-from executor.model import Authority, KvScope, Limits
+from executor.model import FIELDS, Authority, Fallback, KvScope, Limits
 
 ANY: Final = "*"
 _MANIFEST_LIMITS: Final = {
@@ -55,6 +55,7 @@ class Grant:
     capabilities: frozenset[str] = frozenset()  # short names: log, clock, random, kv
     kv: KvScope | None = None
     limits: tuple[tuple[str, int], ...] = ()
+    fallback: Fallback | None = None
 
     def covers(self, tenant: str, task: str, signers: Iterable[str]) -> bool:
         """Whether this grant speaks of the task and of one of its signers."""
@@ -208,6 +209,43 @@ def _kv_scope(grants: Sequence[Grant]) -> KvScope | None:
     scopes = [grant for grant in grants if grant.kv is not None]
     best = max(scopes, key=lambda g: (g.task != ANY, g.signer != ANY), default=None)
     return best.kv if best else None
+
+
+def fallback_for(policy: Policy, tenant: str, task: str, signers: Iterable[str]) -> Fallback | None:
+    """What takes the place of this task's failures: the most specific grant's, whole."""
+    names = tuple(signers)
+    grants = [g for g in policy.grants if g.fallback and g.covers(tenant, task, names)]
+    best = max(grants, key=lambda g: (g.task != ANY, g.signer != ANY), default=None)
+    return best.fallback if best else None
+
+
+def within(other: Authority, bound: Authority) -> Authority:
+    """`other`, with no more authority than `bound`.
+
+    Errors  `policy.capability-denied` for what `bound` does not have.
+    """
+    more = sorted(other.functions - bound.functions)
+    if more:
+        raise ExecutorError(
+            "policy.capability-denied", ", ".join(f"`{name}`" for name in more),
+            hint="a fallback may do what its task may, and nothing else",
+        )  # fmt: skip
+    if other.kv is not None and not _covers(bound.kv, other.kv):
+        raise ExecutorError(
+            "policy.capability-denied", "`kv` with another scope",
+            hint="give the fallback's task a `kv` within that of the task it stands in for",
+        )  # fmt: skip
+    caps = {name: getattr(bound.limits, name) for name in FIELDS}
+    return replace(other, limits=other.limits.lowered(caps))
+
+
+def _covers(bound: KvScope | None, scope: KvScope) -> bool:
+    """Whether every key and right of `scope` is one of `bound` as well."""
+    return (
+        bound is not None
+        and scope.prefix.startswith(bound.prefix)
+        and (bound.write or not scope.write)
+    )
 
 
 def _granted(

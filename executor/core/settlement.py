@@ -8,7 +8,7 @@ hand-over by the server, which also counts drains and lost leases.
     result                                 result               ack
     transient, attempts left               retry, attempt + 1   ack
     transient, none left                   dead letter          ack
-    permanent                              dead letter          ack
+    permanent, resource, security          dead letter          ack
     systemic, not expired                  retry, same attempt  ack
     systemic, expired                      dead letter          ack
     once, first crash of this task         retry, crashes + 1   ack
@@ -30,8 +30,12 @@ from executor.model import Failure, Outcome, PastAttempt, Result, TaskRequest
 CRASHES_MAX: Final = 2
 # A guest may ask for a later retry, within reason: a day.
 RETRY_AFTER_MAX_MS: Final = 24 * 3600 * 1000
-# How long a systemic failure puts a task off, before jitter: as long as an operator needs to look.
+# How long a systemic failure puts a task off, before jitter: as long as an operator needs to look,
+# then half of what the task has waited already, so that what waits for days costs little.
 SYSTEMIC_DELAY_MS: Final = 5_000
+SYSTEMIC_DELAY_MAX_MS: Final = 300_000
+# What one back-off may be at most beside the one before.
+_GROWTH: Final = 3
 
 
 class Action(StrEnum):
@@ -45,11 +49,11 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What policy says about one task's retries."""
+    """What policy says about one task's retries; `backoff_ms` is the least and the most, in ms."""
 
     attempts_max: int = 3
     deliveries_max: int = 10
-    backoff_ms: tuple[int, ...] = (1_000, 5_000, 30_000)
+    backoff_ms: tuple[int, ...] = (1_000, 30_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,7 @@ def settle(
     if klass is Class.SYSTEMIC:
         if request.expires_at and now >= request.expires_at:
             return Settlement(Action.DEAD, request, code="message.expired")
-        return Settlement(Action.RETRY, request, _jittered(SYSTEMIC_DELAY_MS, jitter))
+        return Settlement(Action.RETRY, request, _put_off(outcome, request, now, jitter))
     past = PastAttempt(request.attempt, outcome.code, now)
     history = (*request.history, past)[-HISTORY_MAX:]
     if klass is Class.ONCE:
@@ -91,7 +95,7 @@ def settle(
     ended = replace(request, history=history)
     if is_transient(outcome) and request.attempt < attempts_max(request, rules):
         again = replace(ended, attempt=request.attempt + 1)
-        return Settlement(Action.RETRY, again, _delay(outcome, request.attempt, rules, jitter))
+        return Settlement(Action.RETRY, again, _delay(outcome, request, rules, now, jitter))
     return Settlement(Action.DEAD, ended, code=outcome.code)
 
 
@@ -100,17 +104,31 @@ def attempts_max(request: TaskRequest, rules: Rules) -> int:
     return min(request.attempts_max or rules.attempts_max, rules.attempts_max)
 
 
-def _jittered(delay_ms: int, jitter: float) -> int:
+def _put_off(failure: Failure, request: TaskRequest, now: int, jitter: float) -> int:
+    """Until a systemic failure may be over, which some of them know."""
+    if failure.retry_after_ms >= 0:
+        return int(failure.retry_after_ms * (1 + jitter / 2))
+    waited = now - request.submitted_at if request.submitted_at else 0
+    usual = min(max(SYSTEMIC_DELAY_MS, waited // 2), SYSTEMIC_DELAY_MAX_MS)
     # Half to one and a half: tasks that failed together do not come back together.
-    return int(delay_ms * (0.5 + jitter))
+    return int(usual * (0.5 + jitter))
 
 
-def _delay(failure: Failure, attempt: int, rules: Rules, jitter: float) -> int:
+def _delay(failure: Failure, request: TaskRequest, rules: Rules, now: int, jitter: float) -> int:
+    """The back-off of a task's own failure, with decorrelated jitter.
+
+    Anything from the least up to three times the wait before, which is read off the history: a
+    task that also had to queue backs off further. Source: the AWS architecture blog on jitter.
+    """
     if failure.retry_after_ms >= 0:
         return min(failure.retry_after_ms, RETRY_AFTER_MAX_MS)
     if not rules.backoff_ms:
         return 0
-    return _jittered(rules.backoff_ms[min(attempt, len(rules.backoff_ms)) - 1], jitter)
+    least = rules.backoff_ms[0]
+    most = rules.backoff_ms[1] if len(rules.backoff_ms) > 1 else _GROWTH * least
+    before = now - request.history[-1].at if request.history else least
+    reach = min(_GROWTH * max(before, least), most)
+    return int(least + jitter * max(reach - least, 0))
 
 
 def before_running(

@@ -106,6 +106,26 @@ def cancel_key(tenant: str, name: str, task_id: str) -> str:
     return _join("cancel", tenant, name, task_id)
 
 
+def pause_key(tenant: str, name: str) -> str:
+    """The key in CONTROL that holds a task up."""
+    return _join("pause", tenant, name)
+
+
+def quarantine_key(digest: str) -> str:
+    """The key in CONTROL that keeps a module from running; `digest` is `sha256:` and hex."""
+    return _join("quarantine", digest.removeprefix("sha256:"))
+
+
+def breaker_key(kind: str, tenant: str, name: str) -> str:
+    """The key in CONTROL of an open breaker."""
+    return _join("breaker", kind, tenant, name)
+
+
+def status_key(executor: str) -> str:
+    """The key in CONTROL where an executor says how it is."""
+    return _join("status", executor)
+
+
 def waiting(tenant: str, name: str, task_id: str) -> str:
     """The filter of an id's schedules in LATER; `name` may be `ANY_TASK`."""
     middle = "*" if name == ANY_TASK else _join(name)

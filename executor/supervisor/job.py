@@ -10,11 +10,13 @@ from typing import Final, NewType
 from executor.core.envelope import Origin
 from executor.core.frames import Done
 from executor.core.manifest import Manifest
+from executor.core.settlement import Settlement
 from executor.model import (
     Authority,
     Delivery,
     Digest,
     Failure,
+    Fallback,
     Finished,
     Limits,
     LogLine,
@@ -50,6 +52,7 @@ class Admitted:
     authority: Authority
     artifact: Artifact
     signers: tuple[str, ...]  # key ids, in hex
+    publishers: tuple[str, ...] = ()  # their names
 
     @property
     def digest(self) -> Digest:
@@ -60,6 +63,16 @@ class Admitted:
     def key(self) -> ModuleKey:
         """What sandboxes are born with."""
         return ModuleKey(f"{self.digest} {' '.join(sorted(self.authority.functions))}")
+
+
+@dataclass(frozen=True, slots=True)
+class Instead:
+    """A fallback's module runs: what for, with whose authority, and the end without it."""
+
+    fallback: Fallback
+    bound: Authority
+    settlement: Settlement
+    finished: Finished
 
 
 @dataclass(slots=True)
@@ -75,11 +88,16 @@ class Job:
     admitted: Admitted | None = None
     seq: int = 0  # in the pool; 0 until dispatched
     dispatched_at: float = 0.0  # loop time
+    started_at: float = 0.0  # loop time, as the status page said at its last call
     calls: dict[str, int] = field(default_factory=dict)  # mediated ones, by function
     unavailable: str = ""  # the function whose service the mediator found down
+    unavailable_ms: int = -1  # for how long yet, where its breaker knows
     stranded: int = 0  # sandboxes that died with it first in line and did not say who ran
     ended: bool = False  # how it ends is decided; what an attempt still says does not count
     settled: bool = False  # no longer ours: published and acked, given back, or lost
+    instead: Instead | None = None  # what its fallback stands in for
+    degraded: str = ""  # the code of the failure that its fallback took the place of
+    followers: list[Job] = field(default_factory=list)  # deliveries of the same id that wait
 
     @property
     def name(self) -> str:
@@ -111,17 +129,18 @@ def finished(job: Job, done: Done, engine: str, containment: str) -> Finished:
     logs = tuple(LogLine(level, text) for level, text in done.logs)
     if not done.code:
         return Finished(Result(done.output, admitted_of(job).manifest.output), receipt, logs)
-    code, message = done.code, done.message
+    code, message, after_ms = done.code, done.message, done.retry_after_ms
     if code == "capability.unavailable":
         code = "guest.failed"  # whether a service was down the mediator knows, not the sandbox
     if code == "guest.failed" and done.transient and job.unavailable:
         # The guest gave up because a service was down: not this task's fault.
         code, message = "capability.unavailable", f"`{job.unavailable}`: {message}"
+        after_ms = max(after_ms, job.unavailable_ms)
     # A hint is the host's to give, and stands beside the facts under that name.
     facts = tuple((name, value) for name, value in done.facts if name != "hint")
     failure = Failure(
         code, message, facts=facts, transient=done.transient,
-        retry_after_ms=done.retry_after_ms,
+        retry_after_ms=after_ms,
     )  # fmt: skip
     return Finished(failure, receipt, logs)
 

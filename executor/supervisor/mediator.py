@@ -1,18 +1,24 @@
 """Serves what a guest may ask for, one call at a time, and believes nothing the sandbox says.
 
 The grant is checked again here although the linker linked only what was granted: the process that
-asks may be in an attacker's hands. A check on the jailed side alone is no security.
+asks may be in an attacker's hands. A check on the jailed side alone is no security. A call ends
+with its attempt's deadline, and is answered at once while the breaker of its service is open.
 """
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
 from executor.capabilities import kv
 from executor.core import abi
 from executor.core.frames import Answer, Call
+from executor.supervisor.breakers import Breakers
+from executor.supervisor.guards import target_of
 from executor.supervisor.job import Job
 from executor.supervisor.ports import Stores
+
+_BREAKS = frozenset({abi.UNAVAILABLE, abi.DEADLINE})
 
 
 @dataclass
@@ -20,6 +26,7 @@ class Mediator:
     """See the module."""
 
     stores: Stores
+    breakers: Breakers
 
     async def serve(self, job: Job, call: Call) -> Answer:
         """Re-check the grant, bound the arguments, act, answer."""
@@ -35,5 +42,27 @@ class Mediator:
         authority = job.admitted.authority if job.admitted else None
         if authority is None or call.function not in authority.functions:
             return abi.DENIED, b"not granted"
+        target = target_of(job.request.tenant, "kv")
+        held_up, wait_ms = self.breakers.wait_ms(target)
+        if held_up is not None:
+            job.unavailable_ms = wait_ms
+            return abi.UNAVAILABLE, b"its breaker is open"
         bucket = self.stores.kv(job.request.tenant)
-        return await kv.serve(bucket, authority.kv, call.function, call.key, call.value)
+        try:
+            async with asyncio.timeout(self._left_s(job)):
+                status, data = await kv.serve(
+                    bucket, authority.kv, call.function, call.key, call.value
+                )
+        except TimeoutError:
+            # It says as much of a guest that asked late as of the service: no breaker's business.
+            return abi.DEADLINE, b"the attempt's time is over"
+        if status in _BREAKS:
+            self.breakers.failed(target)
+        else:
+            self.breakers.succeeded(target)
+        return status, data
+
+    def _left_s(self, job: Job) -> float:
+        """What is left of the attempt's time for its host calls."""
+        passed = asyncio.get_running_loop().time() - job.started_at
+        return max(min(job.limits.deadline_ms / 1000 - passed, job.limits.host_ms / 1000), 0.0)

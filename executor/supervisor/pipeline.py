@@ -5,24 +5,19 @@
 
 The common case runs through steps 1 to 7 without waiting: everything it needs was decided before
 and is a look-up. Only an unknown module and an id that may be done already take the slow path.
-Each message in hand has a lease, renewed here; a message whose lease was lost is forgotten, since
-its redelivery owns the task.
+Deliveries of one id that meet here follow each other: the second finds the outcome of the first.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import random
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
-from typing import Final
 
-from executor.core import abi, envelope, policy, subjects
-from executor.core.envelope import Sealed
+from executor.core import abi, policy, subjects
 from executor.core.frames import Answer, Call
-from executor.core.seal import NotAuthenticError
 from executor.core.settlement import (
     Action,
     Rules,
@@ -32,19 +27,28 @@ from executor.core.settlement import (
     settle,
 )
 from executor.errors import ExecutorError
-from executor.model import Delivery, Failure, Finished, Receipt, Result, TaskId, TaskRequest
-from executor.supervisor.cancels import Cancels
-from executor.supervisor.job import Admitted, Job
+from executor.model import (
+    Delivery,
+    Failure,
+    Finished,
+    Receipt,
+    Result,
+    StoredMessage,
+)
+from executor.supervisor.cancelling import Cancelling
+from executor.supervisor.fallback import bounded, degraded, failed_too, stand_in
+from executor.supervisor.guards import Guards
+from executor.supervisor.job import Admitted, Instead, Job
+from executor.supervisor.leases import Leases
 from executor.supervisor.mediator import Mediator
 from executor.supervisor.pool import Pool
 from executor.supervisor.ports import Intake, Outbox, Records, Trust
+from executor.supervisor.reading import Reading
 from executor.supervisor.registry import Registry
 from executor.supervisor.settling import Settler, as_failure
 from executor.telemetry import AttemptFacts, Telemetry
 
-# A lease is renewed this often before it would lapse: one lost message is no lost lease.
-_RENEWALS: Final = 3
-_FOR_EVER: Final = 2**53
+_IdOf = tuple[str, str, str]  # tenant, task, id
 
 
 @dataclass
@@ -62,37 +66,41 @@ class Pipeline:
     records: Records
     intake: Intake
     telemetry: Telemetry
+    guards: Guards
+    reading: Reading = field(init=False)
     pool: Pool = field(init=False)
+    leases: Leases = field(init=False)
+    cancelling: Cancelling = field(init=False)
     now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
     jitter: Callable[[], float] = random.random
-    connected: bool = True
-    cancels: Cancels = field(default_factory=Cancels)
-    _held: dict[tuple[str, int], Job] = field(default_factory=dict)
-    _slow: dict[asyncio.Task[None], Job] = field(default_factory=dict)
-    _looks: set[asyncio.Task[None]] = field(default_factory=set)
-    _idle: asyncio.Event = field(default_factory=asyncio.Event)
-    _draining: bool = False
-    _renewal: asyncio.TimerHandle | None = None
     settled: dict[str, int] = field(default_factory=dict)
+    _ids: dict[_IdOf, Job] = field(default_factory=dict)  # of those that are looked up
+    _slow: dict[asyncio.Task[None], Job] = field(default_factory=dict)
+    _draining: bool = False
+
+    def __post_init__(self) -> None:
+        """Leases and cancellations end jobs of this pipeline."""
+        self.reading = Reading(self.environment, self.trust, self.telemetry)
+        self.leases = Leases(self.ack_wait_ms, self.outbox, self._lost)
+        self.cancelling = Cancelling(
+            self.records, self.telemetry, self._end_cancelled, self._end_waiting
+        )
 
     # 1 to 3: receive, decode, count.
 
     def receive(self, delivery: Delivery) -> None:
         """Take one delivery; whatever it is, it ends in exactly one settlement."""
-        held = self._held.get((delivery.tenant, delivery.sequence))
-        if held is not None:
+        if self.leases.again(delivery):
             # Our lease lapsed on the server and the message came back to us: the work goes on
             # under the new lease, and the old delivery's credit is free.
-            held.delivery = delivery
-            held.lease_until = time.monotonic() + self.ack_wait_ms / 1000
             self.intake.completed(delivery.tenant)
             return
         if self._draining:
             self.outbox.nak(delivery.lease)
             self.intake.completed(delivery.tenant)
             return
-        job = self._job(delivery)
-        self._held[delivery.tenant, delivery.sequence] = job
+        job = self.reading.job(delivery, self.now_ms(), self.leases.until())
+        self.leases.take(job)
         try:
             self._begin(job)
         except ExecutorError as error:
@@ -102,77 +110,38 @@ class Pipeline:
 
     def _begin(self, job: Job) -> None:
         """Steps 2 to 7, as far as they need not wait. Errors  what refuses the message."""
-        delivery = job.delivery
-        self._decode(job)
-        if self.cancels.has(job.request, job.received_at):
+        delivered = job.delivery.delivered
+        self.reading.decode(job)
+        request = job.request
+        if self.cancelling.has(request, job.received_at):
             raise ExecutorError("task.cancelled")
-        ready = before_running(
-            job.request, self.rules, now=job.received_at, delivered=delivery.delivered
-        )
+        ready = before_running(request, self.rules, now=job.received_at, delivered=delivered)
         if ready is not None and ready.action is Action.RETRY:
             self.settler.settle(job, ready, Finished(Result(b""), Receipt()))  # not before its time
             return
         if ready is not None:
             self._settle(job, ready, Finished(Failure(ready.code), Receipt()))
             return
-        known = self.registry.now(job.request.tenant, job.request.task)
-        if known is None or must_look_up(job.request, delivered=delivery.delivered):
+        look = must_look_up(request, delivered=delivered)
+        if look and self._follows(job):
+            return
+        known = self.registry.now(request.tenant, request.task)
+        if self.guards.is_paused(request.tenant, request.task):
+            self.on_finished(job, Finished(Failure("task.paused"), Receipt()))
+        elif known is None or look:
             self._start(job, self._slowly(job))
         elif isinstance(known, ExecutorError):
             raise known
         else:
             self._dispatch(job, known)
 
-    def _job(self, delivery: Delivery) -> Job:
-        parsed = subjects.parse_task(delivery.subject)
-        task = parsed[1] if parsed and parsed[0] == delivery.tenant else "_"
-        too_large = len(delivery.data) > envelope.MESSAGE_MAX
-        sha256 = hashlib.sha256(delivery.data).hexdigest() if too_large else ""
-        return Job(
-            delivery=delivery, received_at=self.now_ms(),
-            lease_until=time.monotonic() + self.ack_wait_ms / 1000,
-            origin=envelope.origin_of(delivery, sha256),
-            # Until it is decoded, a message has no id but its place in the stream.
-            request=TaskRequest(
-                delivery.tenant, task, TaskId(f"_{delivery.sequence}"), b"",
-                submitted_at=delivery.stored_at,
-            ),
-        )  # fmt: skip
-
-    def _decode(self, job: Job) -> None:
-        """Fill in what the message asks for. Errors  `message.*`, `policy.raw-body-refused`."""
-        delivery, tenant, task = job.delivery, job.request.tenant, job.request.task
-        if task == "_":
-            raise ExecutorError("message.malformed", f"the subject `{delivery.subject[:200]}`")
-        policy_now = self.trust.policy()
-        party = policy_now.tenant(tenant)
-        request = envelope.decode_task(
-            delivery.data, delivery.headers, tenant, task, environment=self.environment,
-            raw_allowed=party is None or party.raw_bodies,
-            input_max=policy_now.limits.input_bytes,
-        )  # fmt: skip
-        if isinstance(request, Sealed):
-            job.request, job.origin = self._open_retry(job, request)
-        else:
-            job.request = replace(request, submitted_at=delivery.stored_at)
-
-    def _open_retry(self, job: Job, sealed: Sealed) -> tuple[TaskRequest, envelope.Origin]:
-        delivery, tenant, task = job.delivery, job.request.tenant, job.request.task
-        try:
-            self.trust.opener().open(
-                sealed, typ="retry", subject=delivery.subject, task_id=sealed.id, tenant=tenant,
-                stored_at=delivery.stored_at,
-            )  # fmt: skip
-        except NotAuthenticError as error:
-            self.telemetry.security_event(
-                "retry-not-authentic", subject=delivery.subject, sequence=delivery.sequence,
-                reason=error.reason,
-            )  # fmt: skip
-            raise ExecutorError("message.malformed", f"a retry {error.reason}") from error
-        return envelope.decode_retry(
-            sealed, tenant, task, environment=self.environment,
-            input_max=self.trust.policy().limits.input_bytes,
-        )  # fmt: skip
+    def _follows(self, job: Job) -> bool:
+        """Whether another delivery of this id is in hand: then this one waits for its end."""
+        first = self._ids.setdefault(_id_of(job), job)
+        if first is job:
+            return False
+        first.followers.append(job)
+        return True
 
     def _refuse(self, job: Job, error: ExecutorError) -> None:
         self.on_finished(job, Finished(as_failure(error), Receipt()))
@@ -220,6 +189,9 @@ class Pipeline:
         """A job that has not run, or whose sandbox died under another one, comes back."""
         if job.settled or job.ended:
             return
+        if job.instead is not None:
+            self._start(job, self._fall_back(job, job.instead))
+            return
         known = self.registry.now(job.request.tenant, job.request.task)
         if known is None:
             self._start(job, self._slowly(job))
@@ -234,6 +206,10 @@ class Pipeline:
         if job.settled or job.ended:
             return
         job.admitted = admitted
+        held_up = self.guards.held_up(job, admitted)
+        if held_up is not None:
+            self.on_finished(job, Finished(held_up, Receipt()))
+            return
         job.limits = policy.for_request(admitted.authority, job.request.limits)
         self.pool.dispatch(job)
 
@@ -251,47 +227,29 @@ class Pipeline:
         if facts.get("code") == "sandbox.protocol-violation":
             self.telemetry.security_event("illegal-frame", **facts)
 
-    # Cancelling.
+    # Cancelled ids.
 
-    def cancel(self, tenant: str, task: str, task_id: str, until: int = _FOR_EVER) -> None:
-        """An id must not run any more, wherever it is; `task` may be `ANY_TASK`.
-
-        What is in hand ends now, what waits for a retry is looked up, what is queued ends when it
-        is delivered, until then (ms).
-        """
-        self.cancels.announce(tenant, task, task_id, until)
-        for job in list(self._held.values()):
-            if self.cancels.has(job.request, self.now_ms()) and not self.pool.cancel(job):
+    def _end_cancelled(self) -> None:
+        for job in self.leases:
+            if self.cancelling.has(job.request, self.now_ms()) and not self.pool.cancel(job):
                 self._refuse(job, ExecutorError("task.cancelled"))
-        self._look_waiting(tenant, task, task_id)
 
-    def _look_waiting(self, tenant: str, task: str, task_id: str) -> None:
-        look = asyncio.get_running_loop().create_task(self._cancel_waiting(tenant, task, task_id))
-        self._looks.add(look)
-        look.add_done_callback(self._looks.discard)
-
-    async def _cancel_waiting(self, tenant: str, task: str, task_id: str) -> None:
+    def _end_waiting(self, message: StoredMessage) -> None:
         """End what waits in a schedule: its record is stored now, and the schedule finds it."""
+        parts = subjects.parse_later(message.subject)
+        if parts is None:
+            return
+        # No lease: nothing was delivered, so nothing is acked.
+        job = self.reading.job(Delivery(
+            data=message.body, subject=subjects.task(*parts[:2]), tenant=parts[0], headers={},
+            sequence=0, delivered=1, stored_at=message.stored_at_ms, lease="",
+        ), self.now_ms(), 0.0)  # fmt: skip
         try:
-            found = await self.records.waiting(tenant, task, task_id)
+            self.reading.decode(job)
         except ExecutorError as error:
-            self.telemetry.log.event("cancel-unread", id=task_id, code=error.code)
-            return  # it ends when it comes due
-        for message in found:
-            parts = subjects.parse_later(message.subject)
-            if parts is None:
-                continue
-            # No lease: nothing was delivered, so nothing is acked.
-            job = self._job(Delivery(
-                data=message.body, subject=subjects.task(*parts[:2]), tenant=tenant, headers={},
-                sequence=0, delivered=1, stored_at=message.stored_at_ms, lease="",
-            ))  # fmt: skip
-            try:
-                self._decode(job)
-            except ExecutorError as error:
-                self.telemetry.log.event("cancel-unread", id=task_id, code=error.code)
-                continue
-            self._refuse(job, ExecutorError("task.cancelled"))
+            self.telemetry.log.event("cancel-unread", id=parts[2], code=error.code)
+            return
+        self._refuse(job, ExecutorError("task.cancelled"))
 
     # 9 to 11: settle, publish, ack.
 
@@ -306,17 +264,66 @@ class Pipeline:
             self._bug(job, error)
 
     def _finish(self, job: Job, finished: Finished) -> None:
+        if job.instead is not None:
+            self._end_fallback(job, finished, job.instead)
+            return
         settlement = settle(
             finished.outcome, job.request, self.rules, now=self.now_ms(), jitter=self.jitter()
         )
-        self._settle(job, settlement, finished)
+        owed_ms = self.guards.note(job, finished, settlement)
+        if owed_ms:
+            settlement = replace(settlement, delay_ms=settlement.delay_ms + owed_ms)
+        fallback = stand_in(job, settlement, finished, self.trust)
+        if fallback is None:
+            self._settle(job, settlement, finished)
+        elif fallback.task and job.admitted is not None:
+            bound = job.admitted.authority
+            job.instead, job.ended = Instead(fallback, bound, settlement, finished), False
+            self._start(job, self._fall_back(job, job.instead))
+        elif fallback.task:
+            # Nobody knows how far the task's own authority would have reached.
+            self._settle(job, settlement, failed_too(finished, "policy.task-unknown"))
+        else:
+            self._degrade(job, finished, degraded(finished, fallback))
+
+    async def _fall_back(self, job: Job, instead: Instead) -> None:
+        """Run another module in place of the task's own, with the task's authority at most."""
+        tenant, task = job.request.tenant, instead.fallback.task
+        try:
+            other = bounded(await self.registry.admit(tenant, task), instead.bound)
+        except ExecutorError as error:
+            self._end_fallback(job, Finished(as_failure(error), Receipt()), instead)
+            return
+        held_up = self.guards.held_up(job, other)
+        if held_up is not None:
+            self._end_fallback(job, Finished(held_up, Receipt()), instead)
+        elif not job.settled and not job.ended:
+            job.admitted = other
+            job.limits = policy.for_request(other.authority, job.request.limits)
+            self.pool.dispatch(job)
+
+    def _end_fallback(self, job: Job, finished: Finished, instead: Instead) -> None:
+        job.ended = True
+        if isinstance(finished.outcome, Failure):
+            first = failed_too(instead.finished, finished.outcome.code)
+            self._settle(job, instead.settlement, first)
+        else:
+            self._degrade(job, instead.finished, finished)
+
+    def _degrade(self, job: Job, first: Finished, finished: Finished) -> None:
+        assert isinstance(first.outcome, Failure)
+        job.degraded = first.outcome.code
+        self._settle(job, Settlement(Action.RESULT, job.request), finished)
 
     def _bug(self, job: Job, error: BaseException) -> None:
         """Our own mistake: a dead letter that says so, or silence if even that fails."""
         self.telemetry.log.event("bug", id=job.request.id, error=repr(error))
-        failure = Failure("internal.bug", type(error).__name__)
+        finished = Finished(Failure("internal.bug", type(error).__name__), Receipt())
+        job.ended = True
         try:
-            self._finish(job, Finished(failure, Receipt()))
+            self._settle(job, settle(
+                finished.outcome, job.request, self.rules, now=self.now_ms(), jitter=0.5
+            ), finished)  # fmt: skip
         except Exception:  # noqa: BLE001 - the lease lapses, and deliveries_max bounds the rest
             self._release(job, "")
 
@@ -340,46 +347,38 @@ class Pipeline:
 
     def on_settled(self, job: Job, what: str) -> None:
         """The settler is done with a job; "" means silence until the lease lapses."""
-        if what == "later" and self.cancels.has(job.request, self.now_ms()):
+        if what == "later" and self.cancelling.has(job.request, self.now_ms()):
             # Cancelled while its retry was on the way to the stream: there it is now.
-            self._look_waiting(job.request.tenant, job.request.task, job.request.id)
+            self.cancelling.look_waiting(job.request.tenant, job.request.task, job.request.id)
         self._release(job, what)
 
     def _release(self, job: Job, what: str) -> None:
         if job.settled:
             return
         job.settled = True
-        self._held.pop((job.delivery.tenant, job.delivery.sequence), None)
+        self.leases.give_up(job)
         self.settled[what] = self.settled.get(what, 0) + 1
         if job.delivery.lease:
             self.intake.completed(job.delivery.tenant)
-        if not self._held:
-            self._idle.set()
+        if self._ids.get(_id_of(job)) is job:
+            del self._ids[_id_of(job)]
+        for follower in job.followers:
+            if self._draining:
+                self._give_back(follower)
+            elif not follower.settled and not follower.ended and not self._follows(follower):
+                self._start(follower, self._slowly(follower))
 
-    # Leases.
+    def _lost(self, job: Job) -> None:
+        """Its lease lapsed: the redelivery owns the task."""
+        self.telemetry.log.event("lease-lost", id=job.request.id)
+        self.pool.drop(job)
+        self._release(job, "")
+
+    # The life of the pipeline.
 
     def start(self) -> None:
         """Begin to renew leases."""
-        self._schedule_renewal()
-
-    def _schedule_renewal(self) -> None:
-        self._renewal = asyncio.get_running_loop().call_later(
-            self.ack_wait_ms / 1000 / _RENEWALS, self._renew
-        )
-
-    def _renew(self) -> None:
-        now = time.monotonic()
-        for job in list(self._held.values()):
-            if now > job.lease_until:
-                self.telemetry.log.event("lease-lost", id=job.request.id)
-                self.pool.drop(job)
-                self._release(job, "")
-            elif self.connected:
-                self.outbox.progress(job.delivery.lease)
-                job.lease_until = now + self.ack_wait_ms / 1000
-        self._schedule_renewal()
-
-    # Draining.
+        self.leases.start()
 
     async def drain(self, deadline_s: float) -> None:
         """Give back what has not started, let the rest end, within `deadline_s`."""
@@ -391,9 +390,7 @@ class Pipeline:
             self._give_back(job)
         try:
             async with asyncio.timeout(deadline_s):
-                while self._held:
-                    self._idle.clear()
-                    await self._idle.wait()
+                await self.leases.wait_empty()
         except TimeoutError:
             pass
         await self.stop()
@@ -406,16 +403,20 @@ class Pipeline:
     async def stop(self) -> None:
         """End everything now; what was not settled goes back to the queue."""
         self._draining = True
-        if self._renewal is not None:
-            self._renewal.cancel()
-        for task in [*self._slow, *self._looks]:
+        self.leases.stop()
+        self.cancelling.stop()
+        for task in self._slow:
             task.cancel()
         await self.pool.close()
-        for job in list(self._held.values()):
+        for job in self.leases:
             self._give_back(job)
         await self.settler.close()
 
     @property
     def held(self) -> int:
         """How many messages are in hand."""
-        return len(self._held)
+        return len(self.leases)
+
+
+def _id_of(job: Job) -> _IdOf:
+    return job.request.tenant, job.request.task, job.request.id

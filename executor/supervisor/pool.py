@@ -206,7 +206,7 @@ class Pool:
         limits = job.limits
         job.seq = self._next_seq
         job.dispatched_at = time.monotonic()
-        job.unavailable = ""
+        job.unavailable, job.unavailable_ms = "", -1
         self._next_seq += 1
         sandbox.run(job, Run(
             seq=job.seq, module=sandbox.modules[admitted_of(job).key], input=job.request.input,
@@ -355,6 +355,7 @@ class Pool:
 
     def on_call(self, sandbox: SandboxProcess, job: Job, call: Call) -> None:
         """Hand a call to the mediator; its answer comes when it comes."""
+        job.started_at = sandbox.started_at(job)
 
         async def serve() -> None:
             answer = await self.owner.on_call(job, call)

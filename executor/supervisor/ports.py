@@ -41,6 +41,16 @@ class Records(Protocol):
         """The schedules of a task id, on their `later.…` subjects; `task` may be `ANY_TASK`."""
 
 
+class Board(Protocol):
+    """The CONTROL bucket, as an executor writes to it: what it says there every executor hears."""
+
+    def put(self, key: str, value: bytes) -> None:
+        """Say something, now or once there is a connection; the last word of a key counts."""
+
+    def delete(self, key: str) -> None:
+        """Take it back."""
+
+
 class Modules(Protocol):
     """Finds releases and module bytes."""
 

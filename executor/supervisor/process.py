@@ -182,6 +182,12 @@ class SandboxProcess(asyncio.Protocol):
         """Whether `job` is what runs now, as far as the status page can be believed."""
         return self._jobs.get(self._running()) is job
 
+    def started_at(self, job: Job) -> float:
+        """When `job` began, in loop time, as far as the status page can be believed."""
+        seq, started = self._status[0], self._status[1] / 1e9
+        now = time.monotonic()
+        return min(started, now) if self._jobs.get(seq) is job else now
+
     def run(self, job: Job, run: Run) -> None:
         """Send an attempt; what one loop turn sends travels in one write."""
         if not self._jobs:

@@ -18,7 +18,7 @@ from executor.core import signature
 from executor.core.complexity import LARGE, STANDARD
 from executor.core.manifest import Manifest
 from executor.core.policy import Publisher
-from executor.errors import TABLE, Class, ExecutorError
+from executor.errors import FINAL, TABLE, ExecutorError
 from executor.model import Digest, Release
 from executor.supervisor.artifacts import ArtifactCache
 from executor.supervisor.compiling import Compiler, Product
@@ -106,7 +106,7 @@ class Registry:
         try:
             return await self._examine(release)
         except ExecutorError as error:
-            stays = TABLE[error.code].klass is Class.PERMANENT
+            stays = TABLE[error.code].klass in FINAL
             until = float("inf") if stays else time.monotonic() + _REFUSAL_S
             if generation == self._generation:
                 self._refused[name] = _Refusal(error, release.digest, until)
@@ -136,7 +136,8 @@ class Registry:
                 f"it starts with {product.memory_min} bytes of {authority.limits.memory_bytes}",
             )
         key_ids = tuple(signer.key.key_id.hex() for signer in signers)
-        return Admitted(release, manifest, authority, product.artifact, key_ids)
+        names = tuple(signer.name for signer in signers)
+        return Admitted(release, manifest, authority, product.artifact, key_ids, names)
 
     async def _product(self, digest: str, module: bytes, *, large: bool) -> Product:
         if not large and len(module) > STANDARD.module_bytes:

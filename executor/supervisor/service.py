@@ -8,11 +8,13 @@ from executor.config import Config
 from executor.core.signature import SecretKey
 from executor.model import MIB
 from executor.supervisor.artifacts import ArtifactCache, read_key
+from executor.supervisor.breakers import Breakers, Budgets
 from executor.supervisor.compiling import Budget, Compiler
+from executor.supervisor.guards import Guards
 from executor.supervisor.mediator import Mediator
 from executor.supervisor.pipeline import Pipeline
 from executor.supervisor.pool import Pool
-from executor.supervisor.ports import Intake, Modules, Outbox, Records, Stores, Trust
+from executor.supervisor.ports import Board, Intake, Modules, Outbox, Records, Stores, Trust
 from executor.supervisor.registry import Registry
 from executor.supervisor.settling import Settler
 from executor.supervisor.zygote import Zygote
@@ -29,6 +31,7 @@ class Ports:
     outbox: Outbox
     records: Records
     intake: Intake
+    board: Board
 
 
 def new_zygote(config: Config) -> Zygote:
@@ -70,11 +73,17 @@ def assemble(
         on_settled=lambda job, what: pipeline.on_settled(job, what),  # noqa: PLW0108
         now_ms=lambda: pipeline.now_ms(),  # noqa: PLW0108
     )  # fmt: skip
+    breakers = Breakers(
+        board=ports.board, environment=config.text("host.environment"),
+        executor=config.text("host.name"), now_ms=lambda: pipeline.now_ms(),  # noqa: PLW0108
+        jitter=lambda: pipeline.jitter(), on_event=telemetry.log.event,  # noqa: PLW0108
+    )  # fmt: skip
     pipeline = Pipeline(
         environment=config.text("host.environment"), rules=config.rules,
         ack_wait_ms=config.number("delivery.ack_wait_ms"), trust=ports.trust, registry=registry,
-        mediator=Mediator(ports.stores), settler=settler, outbox=ports.outbox,
+        mediator=Mediator(ports.stores, breakers), settler=settler, outbox=ports.outbox,
         records=ports.records, intake=ports.intake, telemetry=telemetry,
+        guards=Guards(breakers, Budgets(lambda: pipeline.now_ms())),  # noqa: PLW0108
     )  # fmt: skip
     pipeline.pool = Pool(
         owner=pipeline, count=config.number("sandbox.count"), modules_of=registry.of_tenant,

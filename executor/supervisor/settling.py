@@ -101,7 +101,10 @@ class Settler:
             history=request.history,
         )  # fmt: skip
         if isinstance(outcome, Result):
-            return replace(record, output=outcome.output, content_type=outcome.content_type)
+            return replace(
+                record, output=outcome.output, content_type=outcome.content_type,
+                degraded=bool(job.degraded),
+            )  # fmt: skip
         return replace(
             record, code=settlement.code or outcome.code, message=outcome.message,
             hint=outcome.hint or TABLE[outcome.code].hint, facts=outcome.facts,

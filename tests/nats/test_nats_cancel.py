@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from executor.core import subjects
-from executor.core.cancel import encode
+from executor.core.control import encode
 from executor.transport.control import Control
 from tests.servers import NatsServer, eventually, run
 from tests.support import guests
@@ -60,7 +60,7 @@ def test_a_restarted_executor_remembers(site: Site) -> None:
         async with await site.client() as client:
             control = Control(client.connection)
             old = subjects.cancel_key(TENANT, "echo", "old")
-            value = encode(TENANT, "echo", "old", until=1, environment="test")
+            value = encode("cancel", old, "test", until=1)
             await control.put(old, value)
             sent = await client.submit("echo", b"x")
             await client.cancel(sent.id, task="echo")

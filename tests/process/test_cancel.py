@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from executor.core import cancel, subjects
+from executor.core import control, subjects
 from executor.core.subjects import ANY_TASK
 from executor.errors import ExecutorError
 from executor.model import Digest, Release
@@ -27,7 +27,7 @@ async def test_a_running_task() -> None:
         running = rig.ask("spin")
         await rig.running()
         behind = [rig.ask("echo", b"x") for _ in range(3)]
-        rig.pipeline.cancel(TENANT, "spin", running.id)
+        rig.pipeline.cancelling.cancel(TENANT, "spin", running.id)
         record = await rig.record(running)
         assert (record.code, record.attempt) == ("task.cancelled", 1)
         assert dict(record.facts)["ended"] == "cancelled"
@@ -42,7 +42,7 @@ async def test_a_task_that_waits_for_a_sandbox() -> None:
         first = rig.ask("hold", b"1")
         await rig.until(rig.buckets.at_gate)
         second = rig.ask("hold", b"2")
-        rig.pipeline.cancel(TENANT, ANY_TASK, second.id)
+        rig.pipeline.cancelling.cancel(TENANT, ANY_TASK, second.id)
         assert (await rig.record(second)).code == "task.cancelled"
         rig.buckets.gate.set()
         assert (await rig.record(first)).output == b"1"
@@ -59,7 +59,7 @@ async def test_a_task_that_waits_for_its_retry() -> None:
         assert again.attempt == 2
         schedule = rig.wire.published("later")[-1]
         rig.wire.put(schedule.subject, schedule.body)
-        rig.pipeline.cancel(TENANT, ANY_TASK, request.id)
+        rig.pipeline.cancelling.cancel(TENANT, ANY_TASK, request.id)
         await rig.until(lambda: request.id in rig.records())
         record = rig.records()[request.id]
         assert (record.code, record.attempt) == ("task.cancelled", 2)
@@ -78,7 +78,7 @@ async def test_a_task_whose_retry_is_on_its_way() -> None:
         rig.wire.answer = lambda _: None
         request = rig.ask("retry", attempts_max=3)
         await rig.until(lambda: rig.wire.published("later"))
-        rig.pipeline.cancel(TENANT, "retry", request.id)
+        rig.pipeline.cancelling.cancel(TENANT, "retry", request.id)
         rig.wire.answer = rig.wire.store
         rig.wire.release()
         await rig.until(lambda: codes(rig) == {request.id: "task.cancelled"})
@@ -89,7 +89,7 @@ async def test_a_task_that_is_delivered_later() -> None:
     """Announced before it is delivered, it ends at its turn without a sandbox."""
     async with Rig() as rig:
         rig.publish("echo", guests.ECHO)
-        rig.pipeline.cancel(TENANT, "echo", "mine")
+        rig.pipeline.cancelling.cancel(TENANT, "echo", "mine")
         request = rig.ask("echo", id="mine")
         assert (await rig.record(request)).code == "task.cancelled"
         assert rig.pool.started == 0
@@ -101,7 +101,7 @@ async def test_nobody_else_is_cancelled() -> None:
         rig.publish("echo", guests.ECHO)
         rig.publish("other", guests.ECHO)
         rig.publish("echo", guests.ECHO, tenant=OTHER)
-        rig.pipeline.cancel(TENANT, "echo", "mine")
+        rig.pipeline.cancelling.cancel(TENANT, "echo", "mine")
         for task, tenant, task_id in (
             ("echo", TENANT, "yours"), ("other", TENANT, "mine"), ("echo", OTHER, "mine"),
         ):  # fmt: skip
@@ -118,7 +118,7 @@ async def test_a_task_that_has_ended_keeps_its_record() -> None:
         rig.publish("echo", guests.ECHO)
         request = rig.ask("echo", b"x", id="mine")
         assert (await rig.record(request)).output == b"x"
-        rig.pipeline.cancel(TENANT, "echo", "mine")
+        rig.pipeline.cancelling.cancel(TENANT, "echo", "mine")
         rig.deliver(request, delivered=2)
         await rig.settle_down()
         assert [rig.open(out).output for out in rig.wire.published("result")] == [b"x"]
@@ -129,7 +129,7 @@ async def test_a_cancellation_runs_out() -> None:
     """After its time the same id may run."""
     async with Rig() as rig:
         rig.publish("echo", guests.ECHO)
-        rig.pipeline.cancel(TENANT, "echo", "mine", rig.pipeline.now_ms() - 1)
+        rig.pipeline.cancelling.cancel(TENANT, "echo", "mine", rig.pipeline.now_ms() - 1)
         assert (await rig.record(rig.ask("echo", b"x", id="mine"))).code == ""
 
 
@@ -140,7 +140,7 @@ async def test_an_unreadable_store_is_no_end() -> None:
         request = rig.ask("retry", attempts_max=3)
         await rig.put_off()
         rig.wire.reads_fail = True
-        rig.pipeline.cancel(TENANT, ANY_TASK, request.id)
+        rig.pipeline.cancelling.cancel(TENANT, ANY_TASK, request.id)
         await rig.until(lambda: rig.journal.of("cancel-unread"))
         rig.wire.reads_fail = False
         rig.retry(rig.wire.published("later")[-1])
@@ -157,22 +157,28 @@ def test_the_memory_of_cancellations_is_bounded() -> None:
     assert len(cancels._until) == CANCELS_MAX - 1
 
 
+def cancelled(task_id: str, environment: str, *, until: int) -> bytes:
+    """The value that cancels an id of `echo`."""
+    key = subjects.cancel_key(TENANT, "echo", task_id)
+    return control.encode("cancel", key, environment, until=until)
+
+
 @pytest.mark.parametrize(
     ("data", "code"),
     [
         (b"", "message.malformed"),
-        (cancel.encode(TENANT, "echo", "x", until=1, environment="prod"),
+        (cancelled("x", "prod", until=1),
          "message.audience-mismatch"),
-        (cancel.encode(TENANT, "echo", "y", until=1, environment="test"),
+        (cancelled("y", "test", until=1),
          "message.audience-mismatch"),
-        (cancel.encode(TENANT, "echo", "x", until=2**50, environment="test"), "message.malformed"),
+        (cancelled("x", "test", until=2**50), "message.malformed"),
     ],
 )  # fmt: skip
 def test_what_is_no_cancellation(data: bytes, code: str) -> None:
     """A value bound to another key, or none, cancels nothing."""
     key = subjects.cancel_key(TENANT, "echo", "x")
     with pytest.raises(ExecutorError) as caught:
-        cancel.decode(data, key, environment="test")
+        control.decode(data, "cancel", key, "test")
     assert caught.value.code == code
 
 
@@ -182,4 +188,4 @@ def test_a_release_is_no_cancellation() -> None:
 
     value = release.encode(Release(TENANT, "echo", Digest("sha256:" + "0" * 64), "1"), "test")
     with pytest.raises(ExecutorError):
-        cancel.decode(value, subjects.cancel_key(TENANT, "echo", "x"), environment="test")
+        control.decode(value, "cancel", subjects.cancel_key(TENANT, "echo", "x"), "test")

@@ -33,7 +33,7 @@ async def test_a_lost_lease_is_silence() -> None:
         rig.ask("hold")
         await rig.until(rig.buckets.at_gate)
         (sandbox,) = rig.sandboxes()
-        rig.pipeline.connected = False
+        rig.pipeline.leases.connected = False
         await rig.settle_down()
         assert len(rig.journal.of("lease-lost")) == 2
         await rig.until(lambda: sandbox not in rig.sandboxes() or sandbox._cause)
@@ -54,10 +54,10 @@ async def test_a_lost_lease_does_not_end_the_attempt_of_another() -> None:
         for _ in range(4):
             rig.ask("hold")
         await rig.until(lambda: rig.buckets.at_gate() == 2)
-        jobs = list(rig.pipeline._held.values())
+        jobs = list(rig.pipeline.leases)
         lost = next(job for job in jobs if rig.sandboxes()[0].runs(job))
         lost.lease_until = 0.0
-        rig.pipeline._renew()
+        rig.pipeline.leases.renew()
         rig.buckets.gate.set()
         await rig.settle_down()
         kept = {job.request.id for job in jobs} - {lost.request.id}

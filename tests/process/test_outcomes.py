@@ -257,7 +257,7 @@ async def test_an_answer_after_the_lease_was_lost_changes_nothing() -> None:
         rig.wire.answer = lambda _: None
         rig.ask("echo")
         await rig.until(lambda: rig.wire.count("publish"))
-        rig.pipeline.connected = False
+        rig.pipeline.leases.connected = False
         await rig.settle_down()
         rig.wire.release(Stored(1))
         assert rig.wire.count("ack") == 0

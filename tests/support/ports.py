@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from executor.core import subjects
+from executor.core import control, subjects
 from executor.errors import ExecutorError
 from executor.model import (
     Answer,
@@ -219,6 +219,28 @@ class Shelf:
         if self.before_get is not None:
             await self.before_get(digest)
         return self.stored.get(digest)
+
+
+class Notices:
+    """The board: what was said in CONTROL, entry by entry."""
+
+    def __init__(self, changes: Changes) -> None:
+        self._changes = changes
+        self.entries: dict[str, bytes] = {}
+
+    def put(self, key: str, value: bytes) -> None:
+        """Keep an entry."""
+        self.entries[key] = value
+        self._changes.touch()
+
+    def delete(self, key: str) -> None:
+        """Drop it."""
+        self.entries.pop(key, None)
+        self._changes.touch()
+
+    def fields(self, key: str) -> dict[str, str | int]:
+        """What an entry says."""
+        return control.decode(self.entries[key], key.split(".", maxsplit=1)[0], key, "test")
 
 
 class Buckets:

@@ -27,7 +27,7 @@ from executor.supervisor.zygote import Zygote
 from executor.telemetry import Telemetry
 from executor.trust.file import FileTrust
 from tests.support import guests
-from tests.support.ports import Buckets, Changes, Journal, Shelf, Wire
+from tests.support.ports import Buckets, Changes, Journal, Notices, Shelf, Wire
 
 TENANT = "acme"
 OTHER = "zebra"
@@ -104,17 +104,21 @@ class Rig:
         self.changes = Changes()
         self.wire = Wire(self.changes)
         self.shelf = Shelf()
+        self.board = Notices(self.changes)
         self.buckets = Buckets(self.changes)
         self.journal = Journal(self.changes)
         self.trust = FileTrust(self.config)
         self.delivered = 0
         self._sequence = 0
-        ports = Ports(self.trust, self.shelf, self.buckets, self.wire, self.wire, self.wire)
+        ports = Ports(
+            self.trust, self.shelf, self.buckets, self.wire, self.wire, self.wire, self.board
+        )
         self.pipeline = assemble(
             self.config, ports, key=guests.HOST, telemetry=Telemetry(self.journal),
             zygote=shared_zygote(self.config),
         )  # fmt: skip
         self.pipeline.jitter = lambda: 0.5
+        self.guards = self.pipeline.guards
         self.pool = self.pipeline.pool
         self.registry = self.pipeline.registry
         self.registry._products.update(_products)

@@ -1,0 +1,63 @@
+"""What stands in CONTROL: typed values, each bound to its key and environment.
+
+A value is one flat msgpack map: `v`, `typ`, `aud` (environment and key), and the fields of its type
+below, no more and no fewer. Nothing here is signed yet: it may hold work up, choose among modules
+that are signed for the task, and end tasks; it cannot grant anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from executor.core import subjects
+from executor.core.envelope import to_msgpack, unpack
+from executor.errors import ExecutorError
+
+VERSION: Final = 1
+_TIME_MAX: Final = 9_200_000_000_000  # 2261: beyond 2262 the server's clock overflows
+_TEXT_MAX: Final = 1_024
+
+# Type → its fields. A whole number is a time in ms or a count.
+TYPES: Final[Mapping[str, Mapping[str, type]]] = {
+    "release": {"digest": str, "version": str},
+    "cancel": {"until": int},
+    "pause": {"at": int, "why": str},
+    "quarantine": {"at": int, "code": str, "task": str, "by": str},
+    "breaker": {"until": int, "trips": int, "by": str},
+}
+
+
+def encode(typ: str, key: str, environment: str, /, **fields: str | int) -> bytes:
+    """The value of `typ` under `key`."""
+    if fields.keys() != TYPES[typ].keys():
+        raise ValueError(f"a {typ} has {', '.join(TYPES[typ])}")
+    return to_msgpack(
+        {"v": VERSION, "typ": typ, "aud": subjects.audience(environment, key), **fields}
+    )
+
+
+def decode(data: bytes, typ: str, key: str, environment: str) -> dict[str, str | int]:
+    """The fields of the value read from `key`. Errors  `message.*`."""
+    found = unpack(data, lists=False)
+    version = found.pop("v", 0)
+    if type(version) is not int or version != VERSION:
+        raise ExecutorError("message.version-unknown", f"this host reads version {VERSION}")
+    if found.pop("typ", "") != typ or found.keys() - {"aud"} != TYPES[typ].keys():
+        raise ExecutorError("message.malformed", f"not a {typ}")
+    if found.pop("aud", "") != subjects.audience(environment, key):
+        raise ExecutorError("message.audience-mismatch", f"read from `{key}`")
+    fields: dict[str, str | int] = {}
+    for name, kind in TYPES[typ].items():
+        value = found[name]
+        # Not isinstance: true would pass for a number.
+        if type(value) is not kind or not _fits(value):
+            raise ExecutorError("message.malformed", f"not a {typ}: `{name}`")
+        fields[name] = value if isinstance(value, str) else int(str(value))
+    return fields
+
+
+def _fits(value: object) -> bool:
+    if isinstance(value, int):
+        return 0 <= value <= _TIME_MAX
+    return isinstance(value, str) and len(value) <= _TEXT_MAX
