@@ -135,7 +135,8 @@ def finished(job: Job, done: Done, engine: str, containment: str) -> Finished:
     if code == "guest.failed" and done.transient and job.unavailable:
         # The guest gave up because a service was down: not this task's fault.
         code, message = "capability.unavailable", f"`{job.unavailable}`: {message}"
-        after_ms = max(after_ms, job.unavailable_ms)
+        # How long is for the breaker to say: no attempt counts, so the guest must not set the pace.
+        after_ms = job.unavailable_ms
     # A hint is the host's to give, and stands beside the facts under that name.
     facts = tuple((name, value) for name, value in done.facts if name != "hint")
     failure = Failure(
