@@ -68,6 +68,8 @@ KEYS: Final[dict[str, dict[str, Key]]] = {
     },
     "sandbox": {
         "count": Key(2, "one a core", 1, 256),
+        "reserve": Key(0, "slots kept for tenants that have none: no flood makes them wait; with "
+                       "several tenants, 1 beyond one a core", 0, 255),
         "attempts_per_sandbox_max": Key(50_000, "a respawn costs what 1000 attempts cost", 1),
         "containment": Key(
             "required", "refuse to start rather than run weaker",

@@ -87,7 +87,9 @@ class Job:
     limits: Limits = field(default_factory=Limits)
     admitted: Admitted | None = None
     seq: int = 0  # in the pool; 0 until dispatched
+    queued_at: float = 0.0  # loop time, in the pool
     dispatched_at: float = 0.0  # loop time
+    charged: float = 0.0  # fuel, to its tenant's account
     started_at: float = 0.0  # loop time, as the status page said at its last call
     calls: dict[str, int] = field(default_factory=dict)  # mediated ones, by function
     unavailable: str = ""  # the function whose service the mediator found down
