@@ -33,6 +33,7 @@ KEYS: Final[dict[str, dict[str, Key]]] = {
                            token=True),
         "name": Key("local", "this executor's name in NATS and in logs", token=True),
         "key_file": Key("", "signs outcomes; made by `executor init`"),
+        "health_file": Key("", "rewritten every 5 s for `executor health`; unset: none"),
         "cache_key_file": Key("", "authenticates compiled modules on this disk; unset: no cache"),
     },
     "nats": {

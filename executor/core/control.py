@@ -16,7 +16,7 @@ from executor.errors import ExecutorError
 
 VERSION: Final = 1
 _TIME_MAX: Final = 9_200_000_000_000  # 2261: beyond 2262 the server's clock overflows
-_TEXT_MAX: Final = 1_024
+_TEXT_MAX: Final = 8_192
 
 # Type → its fields. A whole number is a time in ms or a count.
 TYPES: Final[Mapping[str, Mapping[str, type]]] = {
@@ -25,6 +25,7 @@ TYPES: Final[Mapping[str, Mapping[str, type]]] = {
     "pause": {"at": int, "why": str},
     "quarantine": {"at": int, "code": str, "task": str, "by": str},
     "breaker": {"until": int, "trips": int, "by": str},
+    "status": {"at": int, "report": str},  # the report is JSON for people, nothing is decided by it
 }
 
 
