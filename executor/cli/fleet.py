@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -35,9 +36,10 @@ def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-async def _with_control(
-    config: Config, use: Callable[[Control, Connection], Awaitable[Any]]
-) -> Any:
+_Use = Callable[[Control, Connection], Awaitable[Any]]
+
+
+async def _with_control(config: Config, use: _Use) -> Any:
     connection = await Connection.open(settings(config, "executor-control"), lambda _n, _f: None)
     try:
         return await use(Control(connection), connection)
@@ -229,15 +231,17 @@ def page(seen: dict[str, Any]) -> str:
         parts.append(output.table(header, rows))
     else:
         parts.append("no executor serves · start one: executor serve")
-    rows = [(q["tenant"], output.number(q["queued"]), output.number(q["in_hand"]))
-            for q in seen["queues"]]  # fmt: skip
-    parts.append(output.table(("TENANT", "QUEUED", "IN HAND"), rows))
-    rows = [
+    queues = [
+        (q["tenant"], output.number(q["queued"]), output.number(q["in_hand"]))
+        for q in seen["queues"]
+    ]
+    parts.append(output.table(("TENANT", "QUEUED", "IN HAND"), queues))
+    held_up = [
         (h["kind"], h["what"], str(h.get("state") or h.get("why") or h.get("code") or "-"))
         for h in seen["held_up"]
     ]
-    if rows:
-        parts.append(output.table(("HELD UP BY", "WHAT", "STATE"), rows))
+    if held_up:
+        parts.append(output.table(("HELD UP BY", "WHAT", "STATE"), held_up))
     return "\n\n".join(parts)
 
 
@@ -251,7 +255,7 @@ def top(once: bool) -> None:  # noqa: FBT001
     Example: executor top --once
     """
     config, out = state().config(required=True), state().out
-    live = not once and click.get_text_stream("stdout").isatty()
+    live = not once and sys.stdout.isatty()
 
     async def main(bucket: Control, connection: Connection) -> None:
         while True:
@@ -279,8 +283,8 @@ def health(file: Path | None, live: bool, max_age: int) -> None:  # noqa: FBT001
     """
     path = file or state().config(required=True).path("host.health_file")
     if path is None:
-        raise ExecutorError("config.missing", "`host.health_file` is not set",
-                            hint='set health_file = "health.json" under [host], restart serve')  # fmt: skip
+        hint = 'set health_file = "health.json" under [host], and start serve again'
+        raise ExecutorError("config.missing", "`host.health_file` is not set", hint=hint)
     why = _why_unhealthy(path, live=live, max_age_ms=max_age)
     state().out.data({"schema": "executor.health/1", "ok": not why, "why": why}, why or "ok")
     if why:
