@@ -131,19 +131,19 @@ def quarantine_list() -> None:
     config = state().config(required=True)
     found = run_async(_with_control(config, lambda bucket, _: bucket.entries("quarantine")), "NATS")
     out, now = state().out, _now_ms()
-    rows = []
-    for key, fields in _entries(config, "quarantine", found).items():
-        digest = f"sha256:{key.partition('.')[2]}"
-        if out.as_json:
-            out.data({"schema": "executor.quarantine/1", "digest": digest,
-                      **fields, "at": output.timestamp(int(fields["at"]))}, "")  # fmt: skip
-        rows.append((digest, str(fields["task"]), str(fields["code"]),
-                     output.age(int(fields["at"]), now)))  # fmt: skip
-    if rows and not out.as_json:
-        out.data({}, output.table(("DIGEST", "TASK", "CODE", "AGE"), rows))
+    modules = [
+        {"digest": f"sha256:{key.partition('.')[2]}", **fields}
+        for key, fields in _entries(config, "quarantine", found).items()
+    ]
+    rows = [
+        (str(m["digest"]), str(m["task"]), str(m["code"]), output.age(int(m["at"]), now))
+        for m in modules
+    ]
+    text = output.table(("DIGEST", "TASK", "CODE", "AGE"), rows)
+    out.data({"schema": "executor.quarantined/1", "modules": modules},
+             text if rows else "no module is in quarantine")  # fmt: skip
+    if rows:
         out.say("lift: executor quarantine lift DIGEST")
-    elif not rows and not out.as_json:
-        out.say("no module is in quarantine")
 
 
 @quarantine.command("add")
@@ -274,7 +274,7 @@ def top(once: bool) -> None:  # noqa: FBT001
 @click.option("--max-age", type=duration_ms, metavar="TIME", default="15s", show_default=True,
               help="How old its last sign of life may be.")  # fmt: skip
 def health(file: Path | None, live: bool, max_age: int) -> None:  # noqa: FBT001
-    """Exit 0 if the executor on this host takes tasks, 1 with the reason if not.
+    """Exit 0 if the executor here takes tasks, else 1.
 
     Reads the file that `host.health_file` names, or FILE: no network, for liveness and
     readiness probes.

@@ -220,7 +220,7 @@ class Host:
         self.pipeline.start()
         for tenant in self.config.policy.tenants:
             await self._intake.add(tenant)
-        self._heartbeat.write_health()
+        await self._heartbeat.beat()
         self.telemetry.observe(self._levels)
         self.telemetry.log.event(
             "serving", url=self.connection.settings.public_url(),

@@ -59,6 +59,7 @@ class Load:
 IDLE_WINDOW: Final = 2
 # Work that may lie ahead of a tenant's sandboxes.
 _AHEAD_S: Final = 0.25
+_MEAN_MIN_S: Final = 1e-6
 
 
 def windows(total: int, loads: Mapping[str, Load]) -> dict[str, int]:
@@ -73,7 +74,7 @@ def windows(total: int, loads: Mapping[str, Load]) -> dict[str, int]:
     for name, load in loads.items():
         window = IDLE_WINDOW if name not in busy else left * load.weight // weights
         if load.mean_s:
-            ahead = int(load.slots * _AHEAD_S / load.mean_s)
+            ahead = int(load.slots * _AHEAD_S / max(load.mean_s, _MEAN_MIN_S))
             window = min(window, max(ahead, 2 * load.slots))
         found[name] = max(min(window, load.most), 1)
     return found
