@@ -65,9 +65,9 @@ def _entries(
 @click.option("--tenant", help="Whose task it is; or write TENANT/TASK.")
 @click.option("--why", default="", help="For whoever finds it paused.")
 def pause(task: str, tenant: str | None, why: str) -> None:
-    """Hold TASK up in every executor: its tasks wait and lose no attempt.
+    """Hold TASK up in every executor.
 
-    What runs goes on to its end. What waits comes back by itself, within five minutes of
+    Its tasks wait and lose no attempt. What runs goes on to its end. What waits comes back by itself, within five minutes of
     `executor resume`; what is submitted after that runs at once.
 
     Example: executor pause resize --why "the store moves"
