@@ -10,7 +10,8 @@ import signal
 from collections.abc import Sequence
 
 from executor.client import Client, TaskOutcome
-from executor.core import subjects
+from executor.core import cancel, subjects
+from executor.transport.control import Control
 from executor.transport.kv import TenantKv
 from tests.servers import connect, eventually
 from tests.support import guests
@@ -99,3 +100,11 @@ def is_answer(payload: bytes) -> bool:
     """A PubAck of the outcomes, or the refusal of a second record."""
     stream = subjects.outcomes_stream(TENANT).encode()
     return payload.startswith(b'{"stream":"' + stream) or b'"err_code":10071' in payload
+
+
+async def cancel_for(site: Site, task: str, task_id: str, *, until: int) -> None:
+    """Announce that an id is cancelled until then (ms)."""
+    connection = await connect(site.server)
+    value = cancel.encode(TENANT, task, task_id, until=until, environment="test")
+    await Control(connection).put(subjects.cancel_key(TENANT, task, task_id), value)
+    await connection.close()
