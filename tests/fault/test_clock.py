@@ -72,7 +72,7 @@ def test_retries_come_on_time(tmp_path: Path, server: NatsServer, seconds: int) 
         async with skewed(tmp_path, server, seconds) as (_, client):
             sent = await client.submit("retry", attempts_max=2)
             try:
-                ended = await client.wait(sent.id, timeout_s=10)
+                ended = await client.wait(sent.id, timeout_s=6)
             except ExecutorError as error:
                 raise AssertionError("the retry is late") from error
             assert (ended.code, ended.record.attempt) == ("guest.failed", 2)

@@ -129,10 +129,10 @@ def test_the_server_is_slow(tmp_path: Path, server: NatsServer) -> None:
         async with proxied(tmp_path, server, ack_wait_ms=5_000) as (proxy, site):
             await site.serve()
             proxy.latency = {"up": 0.15, "down": 0.15}
-            ids = await load.submit(site, "work", 16)
+            ids = await load.submit(site, "work", 8)
             await load.each_once(site, ids)
-            assert await load.runs(site) == 16
-            assert proxy.count(is_delivery) == proxy.count(is_ack) == 16
+            assert await load.runs(site) == 8
+            assert proxy.count(is_delivery) == proxy.count(is_ack) == 8
 
     run(test())
 
@@ -188,7 +188,7 @@ def test_a_frozen_connection_comes_back(tmp_path: Path, server: NatsServer) -> N
 
 
 def test_connections_are_cut_in_mid_frame(tmp_path: Path, server: NatsServer) -> None:
-    """Attacks *nothing is lost, nothing is twice*: a reset after some thousand bytes, 10 times."""
+    """Attacks *nothing is lost, nothing is twice*: a reset after some thousand bytes, 6 times."""
 
     async def test() -> None:
         seeded = random.Random(11)
@@ -197,7 +197,7 @@ def test_connections_are_cut_in_mid_frame(tmp_path: Path, server: NatsServer) ->
             proxy.budget = lambda: seeded.randrange(1_500, 9_000)
             await proxy.cut()
             ids = await load.submit(site, "work", 80)
-            await proxy.wait_connections(11)
+            await proxy.wait_connections(7)
             proxy.budget = None
             ended = await load.each_once(site, ids)
             assert all(outcome.ok for outcome in ended.values())
@@ -236,7 +236,7 @@ def test_a_lost_lease_kills_the_attempt(tmp_path: Path, server: NatsServer) -> N
     """
 
     async def test() -> None:
-        async with proxied(tmp_path, server, ack_wait_ms=1_000, work=load.LONGER) as (proxy, site):
+        async with proxied(tmp_path, server, ack_wait_ms=1_000, work=load.LONGEST) as (proxy, site):
             first = await site.serve()
             (task_id,) = await load.submit(site, "work", 1)
             await load.began(site, "n0")

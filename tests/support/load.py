@@ -6,11 +6,15 @@ empty, nothing was acked before its record was stored, no process is left behind
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from collections.abc import Sequence
 
 from executor.client import Client, TaskOutcome
 from executor.core import cancel, subjects
+from executor.errors import ExecutorError
+from executor.model import TaskRequest
+from executor.transport.api import ApiError
 from executor.transport.control import Control
 from executor.transport.kv import TenantKv
 from tests.servers import connect, eventually
@@ -21,14 +25,37 @@ from tests.support.served import TENANT, Site
 SHORT = guests.working(1_000_000)
 MIDDLE = guests.working(20_000_000)  # some 20 ms
 LONG = guests.working(1_000_000_000)  # half a second or so
-LONGER = guests.working(4_000_000_000, 3)
+LONGER = guests.working(4_000_000_000)  # longer than the shortest lease
+LONGEST = guests.working(4_000_000_000, 2)
 
 
-async def submit(site: Site, task: str, count: int, *, start: int = 0) -> list[str]:
+async def submit(
+    site: Site, task: str, count: int, *, start: int = 0, tenant: str = TENANT
+) -> list[str]:
     """Ask for so many tasks, straight at the server; the inputs are n0, n1, …; returns the ids."""
-    async with await direct(site) as client:
+    async with await direct(site, tenant) as client:
         requests = [client.request(task, f"n{start + n}".encode()) for n in range(count)]
         await client.submit_many(requests)
+    return [request.id for request in requests]
+
+
+async def insist(site: Site, task: str, count: int, *, start: int = 0) -> list[str]:
+    """`submit`, and the same again until the queue has taken all: its stream may have no leader.
+
+    The same request is the same task, however often the queue is asked to take it.
+    """
+    requests: list[TaskRequest] = []
+
+    async def taken() -> bool:
+        with contextlib.suppress(ExecutorError):
+            async with await direct(site) as client:
+                if not requests:
+                    texts = [f"n{start + n}".encode() for n in range(count)]
+                    requests.extend(client.request(task, text) for text in texts)
+                return await client.submit_many(requests) == count
+        return False
+
+    await eventually(taken)
     return [request.id for request in requests]
 
 
@@ -54,21 +81,26 @@ async def runs(site: Site) -> int:
     return (await site.state(f"KV_{subjects.tenant_bucket(TENANT)}"))["last_seq"]
 
 
-async def stored(site: Site, count: int) -> None:
+async def stored(site: Site, count: int, tenant: str = TENANT) -> None:
     """Wait until at least so many outcomes are stored."""
 
     async def enough() -> bool:
-        return (await site.state(subjects.outcomes_stream(TENANT)))["messages"] >= count
+        try:
+            return (await site.state(subjects.outcomes_stream(tenant)))["messages"] >= count
+        except (ExecutorError, ApiError):
+            return False  # no leader, or no server just now
 
     await eventually(enough)
 
 
-async def each_once(site: Site, ids: Sequence[str]) -> dict[str, TaskOutcome]:
+async def each_once(site: Site, ids: Sequence[str], tenant: str = TENANT) -> dict[str, TaskOutcome]:
     """Wait until all have ended; exactly one authentic record for each and an empty queue."""
-    ended = await site.all_ended(len(ids))
+    ended = await site.all_ended(len(ids), tenant)
     assert sorted(ended) == sorted(ids), "a task was lost, or one came from nowhere"
-    await site.empty()
-    assert len(await site.stored()) == len(ids), "a record that is not authentic, or a second one"
+    await site.empty(tenant)
+    assert len(await site.stored(tenant)) == len(ids), (
+        "a record that is not authentic, or a second one"
+    )
     return ended
 
 
