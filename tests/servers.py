@@ -165,13 +165,13 @@ async def connect(
     return connection
 
 
-def run(test: Coroutine[Any, Any, None]) -> None:
+def run(test: Coroutine[Any, Any, None], *, bound_s: float = 90) -> None:
     """Run the coroutine of a test, bounded."""
 
     async def bounded() -> None:
         _OPEN.set([])
         try:
-            async with asyncio.timeout(90):
+            async with asyncio.timeout(bound_s):
                 await test
         finally:
             for connection in _OPEN.get():

@@ -197,4 +197,4 @@ def test_chaos(tmp_path: Path, seed: int) -> None:
             ended = await load.each_once(site, ids)
             assert all(outcome.ok for outcome in ended.values())
 
-    asyncio.run(test())
+    run(test(), bound_s=590)

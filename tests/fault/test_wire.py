@@ -232,11 +232,12 @@ def test_renewals_are_lost(tmp_path: Path, server: NatsServer) -> None:
 def test_a_lost_lease_kills_the_attempt(tmp_path: Path, server: NatsServer) -> None:
     """Attacks *the redelivery owns the task*: cut off, the first attempt is killed and is silent.
 
-    Another executor gets the task meanwhile; the first one publishes nothing when it is back.
+    Another executor runs the task meanwhile, until it is cancelled; the first one publishes nothing
+    when it is back.
     """
 
     async def test() -> None:
-        async with proxied(tmp_path, server, ack_wait_ms=1_000, work=load.LONGEST) as (proxy, site):
+        async with proxied(tmp_path, server, ack_wait_ms=1_000, work=load.ENDLESS) as (proxy, site):
             first = await site.serve()
             (task_id,) = await load.submit(site, "work", 1)
             await load.began(site, "n0")
@@ -246,11 +247,16 @@ def test_a_lost_lease_kills_the_attempt(tmp_path: Path, server: NatsServer) -> N
             site.write()
             await site.serve()
             await first.line("lease-lost", id=task_id)
+            await load.ran(site, 2)
+            async with await load.direct(site) as client:
+                await client.cancel(task_id)
             await load.stored(site, 1)
             proxy.refuse = False
             await first.line("nats.reconnected")
-            await load.each_once(site, [task_id])
+            ended = await load.each_once(site, [task_id])
+            assert ended[task_id].code == "task.cancelled"
             assert proxy.count(is_publish(f"result.{TENANT}.")) == 0
+            assert proxy.count(is_publish(f"dead.{TENANT}.")) == 0
             assert proxy.count(is_ack) == 0
 
     run(test())

@@ -26,7 +26,7 @@ SHORT = guests.working(1_000_000)
 MIDDLE = guests.working(20_000_000)  # some 20 ms
 LONG = guests.working(1_000_000_000)  # half a second or so
 LONGER = guests.working(4_000_000_000)  # longer than the shortest lease
-LONGEST = guests.working(4_000_000_000, 2)
+ENDLESS = guests.working(4_000_000_000, 50)  # as far as the deadline of a minute lets it
 
 
 async def submit(
@@ -79,6 +79,15 @@ async def began(site: Site, name: str) -> None:
 async def runs(site: Site) -> int:
     """How often guests of `guests.working` have begun: each writes its key once."""
     return (await site.state(f"KV_{subjects.tenant_bucket(TENANT)}"))["last_seq"]
+
+
+async def ran(site: Site, count: int) -> None:
+    """Wait until guests have begun so often."""
+
+    async def enough() -> bool:
+        return await runs(site) >= count
+
+    await eventually(enough)
 
 
 async def stored(site: Site, count: int, tenant: str = TENANT) -> None:
