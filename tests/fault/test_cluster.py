@@ -24,6 +24,10 @@ from tests.support.served import OTHER, TENANT, Site
 
 TASKS = subjects.tasks_stream(TENANT)
 OUTCOMES = subjects.outcomes_stream(TENANT)
+STREAMS = (
+    TASKS, OUTCOMES, subjects.LATER, f"KV_{subjects.CONTROL_BUCKET}",
+    f"OBJ_{subjects.MODULES_BUCKET}", f"KV_{subjects.tenant_bucket(TENANT)}",
+)  # fmt: skip
 
 
 @asynccontextmanager
@@ -192,6 +196,8 @@ def test_chaos(tmp_path: Path, seed: int) -> None:
                         site.server = cluster
                     case _:
                         lives.pop(0).signal(signal.SIGKILL)
+                        for stream in STREAMS:  # without leaders `serve` says so and ends
+                            await cluster.leader(stream)
                         lives.append(await site.serve())
                 ids += await load.insist(site, "work", 50, start=len(ids))
             ended = await load.each_once(site, ids)
