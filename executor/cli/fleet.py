@@ -67,8 +67,8 @@ def _entries(
 def pause(task: str, tenant: str | None, why: str) -> None:
     """Hold TASK up in every executor.
 
-    Its tasks wait and lose no attempt. What runs goes on to its end. What waits comes back by itself, within five minutes of
-    `executor resume`; what is submitted after that runs at once.
+    Its tasks wait and lose no attempt. What runs goes on to its end. What waits comes back by
+    itself, within five minutes of `executor resume`; what is submitted then runs at once.
 
     Example: executor pause resize --why "the store moves"
     """

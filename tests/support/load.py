@@ -11,7 +11,7 @@ import signal
 from collections.abc import Sequence
 
 from executor.client import Client, TaskOutcome
-from executor.core import cancel, subjects
+from executor.core import control, subjects
 from executor.errors import ExecutorError
 from executor.model import TaskRequest
 from executor.transport.api import ApiError
@@ -146,6 +146,6 @@ def is_answer(payload: bytes) -> bool:
 async def cancel_for(site: Site, task: str, task_id: str, *, until: int) -> None:
     """Announce that an id is cancelled until then (ms)."""
     connection = await connect(site.server)
-    value = cancel.encode(TENANT, task, task_id, until=until, environment="test")
-    await Control(connection).put(subjects.cancel_key(TENANT, task, task_id), value)
+    key = subjects.cancel_key(TENANT, task, task_id)
+    await Control(connection).put(key, control.encode("cancel", key, "test", until=until))
     await connection.close()
