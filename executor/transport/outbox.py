@@ -184,7 +184,9 @@ class Outbox:
     def _on_answer(self, message: Message) -> None:
         number = message.subject[self._skip :]
         if not message.data:  # status 503: no stream takes this subject
-            self._refuse(number, Refused(_UNAVAILABLE, "no stream takes this subject"), retry=True)
+            self._refuse(
+                number, Refused(_UNAVAILABLE, "no stream takes this subject", temporary=True)
+            )
             return
         try:
             answer = api.decode(message.data)
@@ -193,18 +195,18 @@ class Outbox:
             if error.err_code in api.CONFLICTS:
                 self._settle(number, Conflict())
             else:
-                refused = Refused(error.err_code or error.code, error.description)
                 temporary = error.code >= _TEMPORARY or error.err_code == _ACCOUNT_FULL
-                self._refuse(number, refused, retry=temporary)
+                code = error.err_code or error.code
+                self._refuse(number, Refused(code, error.description, temporary=temporary))
             return
         except (KeyError, TypeError, ValueError):
-            self._refuse(number, Refused(0, "not a PubAck"), retry=True)
+            self._refuse(number, Refused(0, "not a PubAck", temporary=True))
             return
         self._settle(number, stored)
 
-    def _refuse(self, number: str, refused: Refused, *, retry: bool) -> None:
+    def _refuse(self, number: str, refused: Refused) -> None:
         entry = self._entries.get(number)
-        if entry is not None and retry and self._patient:
+        if entry is not None and refused.temporary and self._patient:
             entry.refused = refused
             return
         self._settle(number, refused)
