@@ -2,7 +2,7 @@
 
 Two tenants share three sandboxes, one of them in reserve. The neighbour asks for a word count,
 waits for its outcome, and asks again. Meanwhile the other, from a process of its own, keeps a
-hundred times as many tasks queued: word counts, then guests that spin for tens of milliseconds each.
+hundred times as many tasks queued: word counts, then guests that spin for tens of ms each.
 Rounds alternate between quiet and flood. Also printed: what the answer of an open breaker takes.
 """
 
