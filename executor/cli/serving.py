@@ -29,17 +29,22 @@ from executor.transport.kv import TenantKv
 from executor.transport.objects import Objects
 from executor.transport.outbox import Outbox
 from executor.transport.pull import Pull
-from executor.transport.settings import Settings
+from executor.transport.settings import PING_S, Settings
 from executor.trust.file import FileTrust
 
+# Pings in the time of a lease: when the third in a row is due, half of it is left.
+_PINGS: Final = 6
+_PING_MIN_S: Final = 1.0  # a busy server may take a second to answer
 # How long the last acks may take to leave after everything else has ended.
 _FLUSH_S: Final = 5.0
 
 
-def settings(config: Config, name: str) -> Settings:
+def settings(config: Config, name: str, *, ping_s: float = PING_S) -> Settings:
     """How to reach NATS."""
     creds = config.path("nats.creds_file")
-    return Settings(config.text("nats.url"), creds_file=str(creds) if creds else "", name=name)
+    return Settings(
+        config.text("nats.url"), creds_file=str(creds) if creds else "", name=name, ping_s=ping_s
+    )
 
 
 def queue(tenant: Tenant) -> streams.TenantQueue:
@@ -174,7 +179,10 @@ class Host:
         """
         config = self.config
         name = f"executor-{config.text('host.name')}"
-        self.connection = await Connection.open(settings(config, name), self._on_transport)
+        # What goes into a half-open connection renews no lease: it must end before one lapses.
+        ping_s = max(_PING_MIN_S, config.number("delivery.ack_wait_ms") / 1000 / _PINGS)
+        how = settings(config, name, ping_s=min(ping_s, PING_S))
+        self.connection = await Connection.open(how, self._on_transport)
         try:
             await self._start()
         except BaseException:

@@ -149,7 +149,8 @@ def _refused(code: int, text: str, subject: str) -> ExecutorError:
         return ExecutorError(
             "transport.stream-missing",
             "no tenant takes this subject",
-            hint="check the tenant's name (executor tenant list), or make it: executor tenant add",
+            hint="check the tenant's name (executor tenant list), or make it: executor tenant add;"
+            " a cluster that has just lost a node takes it some seconds later",
             subject=subject,
         )
     return ExecutorError("transport.publish-unconfirmed", text, subject=subject, err_code=code)
