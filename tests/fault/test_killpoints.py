@@ -9,8 +9,6 @@ import asyncio
 import os
 import re
 import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,29 +41,14 @@ from tests.support.killpoints import (
 )
 from tests.support.served import ROOT, TENANT, Serve, Site
 
+DRIVER = ROOT / "tests" / "support" / "armed.py"
 LANES = 4  # points of a step that are tried at the same time
 SLOW_TASKS = 8
 DEATHS = 10  # at each point of a sandbox
 GROWTH_KIB = 8 * 1024  # of a supervisor over all of them; seen: 0.7 MiB
-_KEY = "(i32.const 0) (call $input_len) "
-# Counts in its bucket how often it was run with this input.
-COUNTER = (
-    guests.RUN + "(drop (call $input_read (i32.const 0) (i32.const 0) (call $input_len)))"
-    f"(drop (call $kv_get {_KEY} (i32.const 9000) (i32.const 1)))"
-    "(i32.store8 (i32.const 9000) (i32.add (i32.load8_u (i32.const 9000)) (i32.const 1)))"
-    f"(drop (call $kv_put {_KEY} (i32.const 9000) (i32.const 1)))"
-    "(call $output_write (i32.const 9000) (i32.const 1)) (i32.const 0))"
-)  # fmt: skip
-# Fails with a retry in 7 ms unless its bucket says that it was here before.
-ONCE_MORE = (
-    guests.RUN + "(drop (call $input_read (i32.const 0) (i32.const 0) (call $input_len)))"
-    f"(if (i64.lt_s (call $kv_get {_KEY} (i32.const 9000) (i32.const 1)) (i64.const 0)) (then"
-    f" (drop (call $kv_put {_KEY} (i32.const 0) (i32.const 1)))"
-    " (call $fail (i32.const 1) (i32.const 0) (i32.const 0) (i64.const 7))))"
-    "(i32.const 0))"
-)  # fmt: skip
 GUESTS = {
-    COUNT: COUNTER, FLAKY: ONCE_MORE, DEAD: guests.FAIL, SLOW: guests.working(300_000_000),
+    COUNT: guests.COUNTER, FLAKY: guests.ONCE_MORE, DEAD: guests.FAIL,
+    SLOW: guests.working(300_000_000),
 }  # fmt: skip
 
 
@@ -73,17 +56,8 @@ class Armed(Serve):
     """One life of `serve` with kill points; `point` is one of the supervisor's, or none."""
 
     def __init__(self, site: Site, page: Path, point: str = "-") -> None:
-        self.number = len(site.lives)
-        self._path = site.folder / f"serve-{self.number}.log"
+        super().__init__(site, len(site.lives), (str(DRIVER), "serve", str(page), point))
         site.lives.append(self)
-        with self._path.open("wb") as log:
-            self.process = subprocess.Popen(
-                [
-                    sys.executable, str(ROOT / "tests" / "support" / "armed.py"), "serve",
-                    str(page), point, "--config", str(site.path), "serve",
-                ],
-                cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0,
-            )  # fmt: skip
 
 
 @pytest.fixture
@@ -298,7 +272,7 @@ class Rounds:
     async def compilers(self, point: Point, version: str) -> None:
         """The compiler of a new release dies at the point."""
         self.page.arm(killpoints.JAILED.index(point), deaths=1)
-        module = guests.signed(COUNTER, COUNT, version=version)
+        module = guests.signed(guests.COUNTER, COUNT, version=version)
         await self.site.release(module, COUNT, version=version)
         admitted = asyncio.create_task(self.life.line("release-admitted", version=version))
         await self.slay_until(admitted)

@@ -105,3 +105,19 @@ def processes(text: str) -> list[int]:
         except OSError:
             continue
     return found
+
+
+def sandboxes(supervisor: int) -> list[int]:
+    """The locked processes below the fork server of a supervisor."""
+    parents: dict[int, int] = {}
+    locked = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            status = (path / "status").read_text()
+        except OSError:
+            continue
+        pid = int(path.name)
+        parents[pid] = int(status.partition("PPid:")[2].split()[0])
+        if "Seccomp:\t2\n" in status and "State:\tZ" not in status:
+            locked.append(pid)
+    return [pid for pid in locked if parents.get(parents[pid]) == supervisor]
