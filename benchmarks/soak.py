@@ -62,7 +62,7 @@ class Soak:
     kills: Counter[str] = field(default_factory=Counter)
     sent: dict[str, str] = field(default_factory=dict)  # id → task
     repeats: int = 0
-    gave_up: Counter[str] = field(default_factory=Counter)  # by the first line of the log
+    gave_up: Counter[str] = field(default_factory=Counter)  # by what it said
     report: dict[str, Any] = field(default_factory=dict)
 
     async def play(self) -> None:
@@ -103,7 +103,8 @@ class Soak:
         """Start what ended of itself, as a service manager does."""
         for place, life in enumerate(self.lives):
             if life.process.poll() is not None:
-                self.gave_up[life.log().strip().partition("\n")[0][-120:]] += 1
+                said = [line for line in life.log().splitlines() if line.startswith("error[")]
+                self.gave_up[said[-1] if said else f"exit {life.process.returncode}"] += 1
                 self.lives[place] = self._serve()
 
     # Submitting.

@@ -30,12 +30,3 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
     asyncio.run(bounded())
     return True
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What takes minutes runs when it is asked for, and is else counted as skipped."""
-    if "soak" in config.option.markexpr:
-        return
-    for item in items:
-        if item.get_closest_marker("soak") is not None:
-            item.add_marker(pytest.mark.skip(reason="minutes of load: pytest -m soak"))
