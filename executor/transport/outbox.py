@@ -22,6 +22,7 @@ from executor.transport.streams import MESSAGE_MAX_BYTES, SCHEDULE_MARGIN
 _PROGRESS: Final = b"+WPI"
 _NS_PER_MS: Final = 1_000_000
 _TEMPORARY: Final = 500  # codes from here on say that the server could not, not that it would not
+_ACCOUNT_FULL: Final = 10002  # comes with 400, and ends with room like the server's own limit
 _FORBIDDEN: Final = 403
 _TOO_LARGE: Final = 413
 _UNAVAILABLE: Final = 503
@@ -193,7 +194,8 @@ class Outbox:
                 self._settle(number, Conflict())
             else:
                 refused = Refused(error.err_code or error.code, error.description)
-                self._refuse(number, refused, retry=error.code >= _TEMPORARY)
+                temporary = error.code >= _TEMPORARY or error.err_code == _ACCOUNT_FULL
+                self._refuse(number, refused, retry=temporary)
             return
         except (KeyError, TypeError, ValueError):
             self._refuse(number, Refused(0, "not a PubAck"), retry=True)

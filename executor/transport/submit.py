@@ -18,7 +18,8 @@ from executor.model import Answer, Conflict, Outgoing, Refused, Stored
 from executor.transport.connection import Connection
 from executor.transport.outbox import Outbox
 
-_FULL: Final = frozenset({10047, 10077, 10122})
+# The stream's own bounds; the account's and the server's (10002, 10023).
+_FULL: Final = frozenset({10002, 10023, 10047, 10077, 10122})
 _TOO_LARGE: Final = frozenset({413, 10054})
 _UNAVAILABLE: Final = 503
 _FORBIDDEN: Final = 403

@@ -14,12 +14,21 @@ from executor.errors import ExecutorError
 from executor.transport.api import ApiError
 from tests.servers import NatsServer, connect, run
 from tests.support import guests, load
-from tests.support.proxy import Frame, Proxy, is_ack
+from tests.support.proxy import Frame, Proxy, is_ack, is_delivery
 from tests.support.served import Site, until
 
 # The buckets reserve 128 MiB and the queue 1; what is over is for outcomes and for the filler.
 LIMIT_MIB = 140
-CONFIG = f"jetstream {{ max_file_store: {LIMIT_MIB}MB }}"
+SERVER = f"jetstream {{ max_file_store: {LIMIT_MIB}MB }}"
+
+ACCOUNT = f"""
+jetstream {{ max_file_store: 1GB }}
+accounts {{ APP {{
+  jetstream {{ max_file: {LIMIT_MIB}MB }}
+  users: [{{ user: app, password: app }}]
+}} }}
+no_auth_user: app
+"""
 
 
 def refused(frame: Frame) -> bool:
@@ -49,11 +58,18 @@ async def drop_filler(server: NatsServer) -> None:
     await connection.close()
 
 
-def test_the_store_is_full(tmp_path: Path) -> None:
-    """Attacks *nothing is acked before its record is stored*: JetStream is at its limit.
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(SERVER, marks=pytest.mark.soak, id="server"),
+        pytest.param(ACCOUNT, id="account"),
+    ],
+)
+def test_the_store_is_full(tmp_path: Path, config: str) -> None:
+    """Attacks *nothing is acked before its record is stored*: server or account are at their limit.
 
-    What was queued before runs, and its records are refused; with room they are stored, by a
-    repeat of the publish, and each task has run once.
+    A submitter is told. What was queued before runs, and its records are refused; with room they
+    are stored, by a repeat of the publish, and each task was handed over once.
     """
 
     async def test(server: NatsServer) -> None:
@@ -62,7 +78,7 @@ def test_the_store_is_full(tmp_path: Path) -> None:
                 await site.prepare(echo=guests.ECHO)
                 ids = await load.submit(site, "echo", 10)
                 await fill(server)
-                with pytest.raises(ExecutorError):
+                with pytest.raises(ExecutorError, match=r"^transport\.stream-full"):
                     await load.submit(site, "echo", 1)
                 await site.serve()
                 await proxy.wait(refused, len(ids))
@@ -72,9 +88,10 @@ def test_the_store_is_full(tmp_path: Path) -> None:
                 ended = await load.each_once(site, ids)
                 assert all(outcome.ok for outcome in ended.values())
                 load.acked_after_stored(proxy, len(ids))
+                assert proxy.count(is_delivery) == len(ids)
                 await load.stopped(site)
 
-    with NatsServer(tmp_path / "nats", CONFIG) as server:
+    with NatsServer(tmp_path / "nats", config) as server:
         run(test(server))
 
 
@@ -116,5 +133,5 @@ def test_the_disk_is_full(tmp_path: Path, small_disk: Path) -> None:
                 await load.each_once(site, ids)
                 await load.stopped(site)
 
-    with NatsServer(small_disk.parent, CONFIG) as server:
+    with NatsServer(small_disk.parent, SERVER) as server:
         run(test(server))
