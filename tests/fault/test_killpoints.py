@@ -10,7 +10,7 @@ import os
 import re
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -147,40 +147,59 @@ class Scene:
             else:
                 assert b"\1" <= times <= b"\2"
 
-    async def play(self) -> None:
-        """Die at the point, look, serve again, look."""
+    async def before(self) -> None:
+        """Die at the point, and look while nobody serves."""
         await self.site.prepare(**GUESTS)
         await self.submit()
         await self.die()
         await self.no_orphans()
         await aftermath.nothing_lost(self.site, self.tenant, self.ids)
-        life = await self.site.serve()
+
+    async def after(self) -> None:
+        """Another executor took over: look again."""
         await self.check(await aftermath.settled(self.site, self.tenant, self.ids))
+
+
+async def take_over(folder: Path, scenes: list[Scene]) -> None:
+    """One plain `serve` brings the tasks of all scenes to their end, and leaves."""
+    with Site(folder / "heir", scenes[0].site.server, ack_wait_ms=1_000) as heir:
+        heir.write(tenants=tuple(scene.tenant for scene in scenes))
+        life = await heir.serve()
+        await together(scenes, Scene.after)
         life.signal(signal.SIGTERM)
         assert await life.exit_status() == 0
         await life.no_orphans()
 
 
+async def together(scenes: list[Scene], act: Callable[[Scene], Awaitable[None]]) -> None:
+    """A few at a time; whoever fails says at which point."""
+    lanes = asyncio.Semaphore(LANES)
+
+    async def one(scene: Scene) -> None:
+        async with lanes:
+            try:
+                await act(scene)
+            except Exception as error:
+                raise AssertionError(f"{scene.point.name}\n{scene.site.log()[-6000:]}") from error
+
+    async with asyncio.TaskGroup() as group:
+        for scene in scenes:
+            group.create_task(one(scene))
+
+
 @pytest.mark.parametrize("step", [*STEPS, *BESIDE])
 def test_the_supervisor_dies_at_every_step(step: str, tmp_path: Path, common: NatsServer) -> None:
     """Killed at any point of a step: nothing was acked too early, one record each, no orphan."""
-    lanes = asyncio.Semaphore(LANES)
-
-    async def one(point: Point) -> None:
-        async with lanes:
-            scene = Scene(tmp_path, common, point, SUPERVISOR.index(point))
-            try:
-                await scene.play()
-            except Exception as error:
-                raise AssertionError(f"{point.name}\n{scene.site.log()[-6000:]}") from error
-            finally:
-                scene.site.close()
+    points = [point for point in SUPERVISOR if point.step == step]
+    scenes = [Scene(tmp_path, common, point, number) for number, point in enumerate(points)]
 
     async def test() -> None:
-        async with asyncio.TaskGroup() as group:
-            for point in SUPERVISOR:
-                if point.step == step:
-                    group.create_task(one(point))
+        try:
+            await together(scenes, Scene.before)
+        finally:
+            for scene in scenes:
+                scene.site.close()
+        await take_over(tmp_path, scenes)
 
     run(test())
 
