@@ -247,8 +247,9 @@ def arm(point: Point) -> None:
 class Page:
     """Memory shared by a test and the processes of a zygote: which point is armed, who is dead.
 
-    A file that both map: it needs no system call, and it survives the lock-down. `victims` are
-    attempts whose input is `v` and a number; each dies once.
+    A file that both map: it needs no system call, and it survives the lock-down. Victims are
+    attempts whose input is `v` and a number; each dies once and has a word of its own, while what
+    two processes count at the same moment may be counted once.
     """
 
     VICTIMS: Final = 256
@@ -285,8 +286,13 @@ class Page:
 
     @property
     def deaths(self) -> int:
-        """How many reached the point and died there, victims included."""
+        """How many died that served no victim."""
         return int(self._words[self._DEATHS])
+
+    @property
+    def victims(self) -> int:
+        """How many victims are dead."""
+        return sum(map(bool, self._words[self._FIRST : self._FIRST + self.VICTIMS]))
 
     def claim(self, every: int = 1) -> bool:
         """Whether this process, which serves no victim, is to die at the point now."""
@@ -297,12 +303,11 @@ class Page:
         self._words[self._DEATHS] += 1
         return True
 
-    def claim_victim(self, victim: int, *, counts: bool) -> bool:
+    def claim_victim(self, victim: int) -> bool:
         """Whether this victim is to die now; the first time alone."""
         if self._words[self._FIRST + victim]:
             return False
         self._words[self._FIRST + victim] = os.getpid()
-        self._words[self._DEATHS] += counts
         return True
 
     def spinning(self) -> list[int]:
@@ -366,18 +371,18 @@ class Jail:
             victim, self._queued = self._queued, -1
         armed = self.page.armed
         if armed >= 0 and JAILED[armed] in BIRTHS and method == "main:execute":
-            self._die(victim, counts=False)  # births need deaths
+            self._die(victim)  # births need deaths
         if armed != index or when != point.when:
             return
         if point in ATTEMPTS:
-            self._die(victim, counts=True)
+            self._die(victim)
         elif method == "send" and type(arguments[1]).__name__ != "Ready":
             return
         elif self.page.claim(every=2 if point in BIRTHS else 1):
             self._end(point)
 
-    def _die(self, victim: int, *, counts: bool) -> None:
-        if victim >= 0 and self.page.claim_victim(victim, counts=counts):
+    def _die(self, victim: int) -> None:
+        if victim >= 0 and self.page.claim_victim(victim):
             WAYS[victim % len(WAYS)]()
 
     def _end(self, point: Point) -> None:
@@ -385,6 +390,6 @@ class Jail:
         if point.step == "ready":
             os.abort()
         if point.where.endswith("compile_module"):
-            self.page.claim_victim(0, counts=False)  # says who it is
+            self.page.claim_victim(0)  # says who it is
             _spin()
         os.kill(os.getpid(), signal.SIGKILL)
