@@ -189,20 +189,27 @@ def _round(tasks: int, stored: tuple[int, int, float], cpu: float) -> Round:
 
 
 @contextlib.asynccontextmanager
-async def stage() -> AsyncIterator[tuple[Path, str]]:
+async def hosted() -> AsyncIterator[tuple[Path, PrivateServer]]:
     """A server, and a folder with configuration, keys and a published module."""
     with tempfile.TemporaryDirectory(prefix="executor-bench-") as name:
         folder = Path(name)
         async with PrivateServer(folder / "nats") as server:
             prepare(folder, server.url)
-            client = await nats.connect(server.url)
-            jetstream = client.jetstream()
-            await jetstream.add_stream(StreamConfig(
-                name="BARE", subjects=["bare.task.*"], retention=RetentionPolicy.WORK_QUEUE,
-            ))  # fmt: skip
-            await jetstream.add_stream(name="BARE_OUT", subjects=["bare.result.*"])
-            await client.close()
-            yield folder, server.url
+            yield folder, server
+
+
+@contextlib.asynccontextmanager
+async def stage() -> AsyncIterator[tuple[Path, str]]:
+    """The same, and streams for the bare loop."""
+    async with hosted() as (folder, server):
+        client = await nats.connect(server.url)
+        jetstream = client.jetstream()
+        await jetstream.add_stream(StreamConfig(
+            name="BARE", subjects=["bare.task.*"], retention=RetentionPolicy.WORK_QUEUE,
+        ))  # fmt: skip
+        await jetstream.add_stream(name="BARE_OUT", subjects=["bare.result.*"])
+        await client.close()
+        yield folder, server.url
 
 
 async def main(tasks: int, rounds: int, *, as_json: bool) -> None:

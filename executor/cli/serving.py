@@ -284,6 +284,8 @@ class Host:
         return "" if self._intake.windows() else "starting"
 
     def _released(self, release: Release) -> None:
+        if self.config.policy.tenant(release.tenant) is None:
+            return  # not served here: its modules are neither fetched nor compiled
         task = asyncio.get_running_loop().create_task(self._admit(release))
         self._warm.add(task)
         task.add_done_callback(self._warm.discard)
