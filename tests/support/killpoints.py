@@ -59,6 +59,7 @@ class Point:
 
 
 _PIPELINE: Final = "executor.supervisor.pipeline:Pipeline."
+_READING: Final = "executor.supervisor.reading:Reading."
 _SETTLER: Final = "executor.supervisor.settling:Settler."
 _OUTBOX: Final = "executor.transport.outbox:Outbox."
 _REGISTRY: Final = "executor.supervisor.registry:"
@@ -79,9 +80,9 @@ def _ending(step: str, task: str) -> tuple[Point, ...]:
 SUPERVISOR: Final = (
     Point("receive", f"{_PIPELINE}receive", "before", COUNT),
     Point("receive", f"{_PIPELINE}_begin", "before", FLAKY),  # in hand
-    Point("decode", f"{_PIPELINE}_decode", "before", DEAD),
-    Point("decode", f"{_PIPELINE}_decode", "after", COUNT),
-    Point("decode", f"{_PIPELINE}_open_retry", "after", FLAKY),
+    Point("decode", f"{_READING}decode", "before", DEAD),
+    Point("decode", f"{_READING}decode", "after", COUNT),
+    Point("decode", f"{_READING}_open_retry", "after", FLAKY),
     Point("count", "executor.supervisor.pipeline:before_running", "after", COUNT),
     Point("count", f"{_SERVING}_Records.read", "before", COUNT),
     Point("count", f"{_SERVING}_Records.read", "after", DEAD),
@@ -96,7 +97,7 @@ SUPERVISOR: Final = (
     Point("dispatch", "executor.supervisor.pool:Pool.dispatch", "before", COUNT),
     Point("dispatch", "executor.supervisor.process:SandboxProcess.run", "before", DEAD),
     Point("dispatch", "executor.supervisor.process:SandboxProcess.run", "after", COUNT),
-    Point("execute", f"{_PIPELINE}_renew", "before", nth=2),
+    Point("execute", "executor.supervisor.leases:Leases.renew", "before", nth=2),
     Point("execute", "executor.supervisor.mediator:Mediator.serve", "before", COUNT),
     Point("execute", "executor.transport.kv:TenantKv.put", "after"),  # acted, not answered
     Point("execute", "executor.supervisor.process:SandboxProcess.answer", "after"),
