@@ -84,7 +84,7 @@ class Pipeline:
             # Our lease lapsed on the server and the message came back to us: the work goes on
             # under the new lease, and the old delivery's credit is free.
             held.delivery = delivery
-            held.lease_until = time.monotonic() + self.ack_wait_ms / 1000
+            held.lease_until = asyncio.get_running_loop().time() + self.ack_wait_ms / 1000
             self.intake.completed(delivery.tenant)
             return
         if self._draining:
@@ -130,7 +130,7 @@ class Pipeline:
         sha256 = hashlib.sha256(delivery.data).hexdigest() if too_large else ""
         return Job(
             delivery=delivery, received_at=self.now_ms(),
-            lease_until=time.monotonic() + self.ack_wait_ms / 1000,
+            lease_until=asyncio.get_running_loop().time() + self.ack_wait_ms / 1000,
             origin=envelope.origin_of(delivery, sha256),
             # Until it is decoded, a message has no id but its place in the stream.
             request=TaskRequest(
@@ -368,7 +368,7 @@ class Pipeline:
         )
 
     def _renew(self) -> None:
-        now = time.monotonic()
+        now = asyncio.get_running_loop().time()
         for job in list(self._held.values()):
             if now > job.lease_until:
                 self.telemetry.log.event("lease-lost", id=job.request.id)
