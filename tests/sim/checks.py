@@ -114,15 +114,10 @@ class Checks(Spy):
         number = int(message.subject.rpartition(".")[2])
         chain = self._chains[number]
         kind = self._ended.get((by, number), "")
-        if not kind and f".{stubs.LATENT}." in message.subject:
-            # It did not run: a module that is not there yet counts as the task's failure all the
-            # same, and only the retry itself says so.
-            request, _ = envelope.decode_retry(
-                envelope.decode_sealed(message.body), TENANT, stubs.LATENT,
-                environment=stubs.ENVIRONMENT, input_max=PAYLOAD_MAX,
-            )  # fmt: skip
-            if request.history and request.history[-1].code == "module.not-found":
-                kind = "transient"
+        if f".{stubs.LATENT}." in message.subject:
+            # A module that is not there yet counts as the task's failure although nothing ran:
+            # of that only the retry itself tells.
+            kind = _told(message, chain.failures + chain.crashes)
         self._next[number] = Chain(
             chain.task_id, chain.failures + (kind in _TRANSIENT), chain.crashes + (kind == "crash")
         )
@@ -243,6 +238,17 @@ class Checks(Spy):
             records = self.authentic.get(task_id, [])
             if len(records) != 1:
                 self.violate(f"{task_id}: {len(records)} authentic records")
+
+
+def _told(message: StoredMessage, before: int) -> str:
+    """The kind of the failure that a retry adds to its history, if it adds one."""
+    sealed = envelope.decode_sealed(message.body)
+    request, _ = envelope.decode_retry(
+        sealed, TENANT, stubs.LATENT, environment=stubs.ENVIRONMENT, input_max=PAYLOAD_MAX
+    )
+    if len(request.history) <= before:
+        return ""
+    return "crash" if request.history[-1].code == "sandbox.crashed" else "transient"
 
 
 def _authentic(message: StoredMessage) -> Record | None:

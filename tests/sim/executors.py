@@ -54,6 +54,9 @@ class _Journal(Log):
 
     def event(self, name: str, **facts: str | int) -> None:
         """Keep it; a bug is a violation."""
+        if name == "attempt":
+            code = str(facts["code"])
+            self._checks.counts[code] = self._checks.counts.get(code, 0) + 1
         told = [f"{k}={v}" for k, v in facts.items()] if self._checks.tracing else ()
         self._checks.say(str(facts.get("kind", name)), self._name, *told)
         if name in _BUGS:

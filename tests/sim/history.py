@@ -221,7 +221,7 @@ class History:
 
     def _server_back(self, crashed: bool) -> None:  # noqa: FBT001 - an argument of a timer
         self.checks.say("SERVER UP")
-        self.server.start(fires_twice=1.0 if crashed else 0.0)
+        self.server.start(fires_twice=5.0 if crashed else 0.0)
         for executor in self.executors:
             self.at(self.loop.time() + self.rng.random(), executor.link.mend)
 

@@ -31,6 +31,7 @@ MESSAGE_ID: Final = "Nats-Msg-Id"
 
 _DIRECT: Final = "$JS.API.DIRECT.GET."
 _NEXT: Final = f"$JS.API.CONSUMER.MSG.NEXT.{TASKS}.{CONSUMER}"
+_INFO: Final = f"$JS.API.STREAM.INFO.{TASKS}"
 _NS: Final = 1_000_000_000
 _EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
 
@@ -144,12 +145,17 @@ class Server:
             self._on_next(peer, json.loads(body), reply)
         elif subject.startswith(_DIRECT):
             self._on_direct(peer, subject.removeprefix(_DIRECT), body, reply)
+        elif subject == _INFO:
+            answer = json.dumps({"state": {"messages": len(self.tasks)}})
+            peer.receive(reply, answer.encode(), {}, "")
         else:
-            answer = self.publish(subject, body, headers, by=peer.name)
-            if reply and answer is None:
-                peer.receive(reply, b"", {"Status": "503"}, "")
-            elif reply:
-                peer.receive(reply, json.dumps(answer).encode(), {}, "")
+            self._answer(peer, self.publish(subject, body, headers, by=peer.name), reply)
+
+    def _answer(self, peer: Peer, answer: dict[str, Any] | None, reply: str) -> None:
+        if reply and answer is None:
+            peer.receive(reply, b"", {"Status": "503"}, "")
+        elif reply:
+            peer.receive(reply, json.dumps(answer).encode(), {}, "")
 
     def publish(
         self, subject: str, body: bytes, headers: Headers, *, by: str
@@ -218,6 +224,8 @@ class Server:
 
     def _fire(self, schedule: _Schedule) -> None:
         self._underway += 1
+        # What is due is a message of LATER itself until it is sourced.
+        self._sequence[subjects.LATER] = self._sequence.get(subjects.LATER, 0) + 1
         self.loop.call_later(self.rules.source_s, self._source, schedule)
 
     def _source(self, schedule: _Schedule) -> None:
