@@ -68,7 +68,8 @@ class _Records:
     connection: ModelConnection
 
     async def read(self, tenant: str, task: str, task_id: str) -> list[StoredMessage]:
-        return await records.read_outcome(self.connection, tenant, task, task_id)
+        believes = stubs.OPENER.believes
+        return await records.read_outcome(self.connection, tenant, task, task_id, believes)
 
     async def waiting(self, tenant: str, task: str, task_id: str) -> list[StoredMessage]:
         return await records.read_waiting(self.connection, tenant, task, task_id)
@@ -88,7 +89,12 @@ def pause(seconds: float) -> asyncio.Future[None]:
     """A future that is done after so much virtual time."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[None] = loop.create_future()
-    loop.call_later(seconds, lambda: future.done() or future.set_result(None))
+
+    def over() -> None:
+        if not future.done():
+            future.set_result(None)
+
+    loop.call_later(seconds, over)
     return future
 
 
@@ -123,8 +129,8 @@ class Executor:
         settler = Settler(
             environment=stubs.ENVIRONMENT, key=stubs.HOST, rules=self.host.rules, trust=trust,
             outbox=self.outbox, records=store, telemetry=telemetry,
-            on_settled=lambda job, what: self.pipeline.on_settled(job, what),
-            now_ms=lambda: self.pipeline.now_ms(),
+            on_settled=lambda job, what: self.pipeline.on_settled(job, what),  # noqa: PLW0108
+            now_ms=lambda: self.pipeline.now_ms(),  # noqa: PLW0108 - it is made after this
             publish_s=self.host.publish_s,
         )  # fmt: skip
         self.pipeline = Pipeline(
@@ -148,7 +154,7 @@ class Executor:
             on_event=lambda event, facts: checks.say(event, name, facts),
             expires_ms=20_000, heartbeat_ms=8_000,
         )  # fmt: skip
-        self.pull._backoff._random = cast("Random", self.rng)  # type: ignore[assignment]
+        self.pull._backoff._random = self.rng  # type: ignore[assignment]  # dice that repeat
         self.intake.pull = self.pull
         link.listen("disconnected", lambda: self._connected(now=False))
         link.listen("reconnected", lambda: self._connected(now=True))

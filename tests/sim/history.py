@@ -26,6 +26,7 @@ from tests.sim.jetstream import MESSAGE_ID, START_MS, TENANT, Server, ServerRule
 from tests.sim.link import Weather
 
 _REST_S: Final = 4_000.0  # all must have ended by then
+_LEAVE_S: Final = 300.0  # all must have left by then
 _POLL_S: Final = 1.0
 
 
@@ -68,7 +69,7 @@ class History:
         self.server = Server(ServerRules(
             ack_wait_s=ack_wait_s, max_ack_pending=rng.choice((2, 1_000)),
             duplicate_window_s=rng.choice((5.0, 120.0)), source_s=rng.choice((0.001, 0.5)),
-            stale_s=rng.choice((0.0, 0.0, 0.0, 0.2)),
+            rest_s=rng.choice((0.0, 10.0)), stale_s=rng.choice((0.0, 0.0, 0.0, 0.2)),
         ), self.checks)  # fmt: skip
         self.weather = Weather(
             delay_s=rng.choice((0.002, 0.05, 1.0)), loss=rng.choice((0.0, 0.0, 0.05, 0.3)),
@@ -115,7 +116,7 @@ class History:
             when = rng.random() * self.until * rng.choice((0.1, 0.9))
             self._plan_submission(when)
         mishaps: list[tuple[Callable[[], None], int]] = [
-            (self._cut, 4), (self._kill, 3), (self._drain, 2), (self._restart_server, 2),
+            (self._cut, 6), (self._kill, 3), (self._drain, 2), (self._restart_server, 2),
             (self._cancel, 2), (self._forge, 2), (self._reload, 1), (self._full, 1),
         ]  # fmt: skip
         for mishap, most in mishaps:
@@ -190,11 +191,13 @@ class History:
     # Mishaps.
 
     def _cut(self) -> None:
-        executor = self._one()
+        busy = [e for e in self.executors if e.alive and e.pipeline.held]
+        executor = self.rng.choice(busy) if busy else self._one()
         if executor is not None:
             executor.link.cut()
-            # Long enough to lose a lease, sometimes.
-            away = self.rng.random() * self.rng.choice((1.0, 3.0 * self.checks.ack_wait_s))
+            # Long enough to lose every lease, every other time.
+            longer = self.rng.random() < 0.5
+            away = self.rng.random() + self.checks.ack_wait_s * 1.4 * longer
             self.at(self.loop.time() + away, executor.link.mend)
 
     def _kill(self) -> None:
@@ -236,9 +239,9 @@ class History:
                 self.at(self.loop.time() + self.rng.random() * 2, executor.cancel, task_id)
 
     def _forge(self) -> None:
-        """Somebody puts bytes where an outcome is to be; never over one that is there."""
+        """Somebody puts bytes where an outcome is to be, or over one that is there."""
         task_id = self.rng.choice(self.ids)
-        if not task_id or not self.server.up or task_id in self.checks.authentic:
+        if not task_id or not self.server.up:
             return
         kind = self.rng.choice(("result", "dead"))
         subject = f"{kind}.{TENANT}.{stubs.TASK}.{task_id}"
@@ -302,8 +305,14 @@ async def _live(seed: int, *, tracing: bool, planted: Planted) -> Report:
         executor.drain(1.0)
     finished: asyncio.Future[None] = history.loop.create_future()
 
+    give_up = history.loop.time() + _LEAVE_S
+
     def left() -> None:
-        if all(executor.ended for executor in history.executors):
+        late = [executor.name for executor in history.executors if not executor.ended]
+        if not late:
+            finished.set_result(None)
+        elif history.loop.time() > give_up:
+            checks.violate(f"{', '.join(late)} did not leave")
             finished.set_result(None)
         else:
             history.loop.call_later(_POLL_S, left)

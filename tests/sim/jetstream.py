@@ -75,6 +75,7 @@ class ServerRules:
     max_ack_pending: int = 1_000
     duplicate_window_s: float = 120.0
     source_s: float = 0.01  # from LATER to TASKS
+    rest_s: float = 0.0  # after a restart sources rest for so long
     stale_s: float = 0.0  # direct reads may be as old as this: a replica answers
 
 
@@ -121,6 +122,7 @@ class Server:
     _dseq: int = 0
     _fired: list[tuple[float, str, _Schedule]] = field(default_factory=list)
     _underway: int = 0
+    _sources_from: float = 0.0
 
     def __post_init__(self) -> None:
         self.loop = asyncio.get_running_loop()
@@ -224,9 +226,10 @@ class Server:
 
     def _fire(self, schedule: _Schedule) -> None:
         self._underway += 1
+        rest_s = max(0.0, self._sources_from - self.loop.time())
         # What is due is a message of LATER itself until it is sourced.
         self._sequence[subjects.LATER] = self._sequence.get(subjects.LATER, 0) + 1
-        self.loop.call_later(self.rules.source_s, self._source, schedule)
+        self.loop.call_later(rest_s + self.rules.source_s, self._source, schedule)
 
     def _source(self, schedule: _Schedule) -> None:
         self._underway -= 1
@@ -339,30 +342,37 @@ class Server:
 
     def _on_direct(self, peer: Peer, rest: str, body: bytes, reply: str) -> None:
         stream, _, subject = rest.partition(".")
-        if not subject and stream == subjects.LATER:
-            self._scan(peer, json.loads(body), reply)
-            return
         snapshot = self.loop.time() - self.rules.stale_s
+        if not subject:
+            asked = json.loads(body)
+            self._scan(peer, self._stored(stream, asked["next_by_subj"], snapshot), asked, reply)
+            return
         self.spy.read(subject, peer.name, snapshot)
-        held = self._of_id.get(subject.partition(".")[2], [])
-        found = [m for at, m in held if m.subject == subject and at <= snapshot]
+        found = [m for m in self._stored(stream, subject, snapshot) if m.subject == subject]
         if found:
             peer.receive(reply, found[-1].body, _of(found[-1]), "")
         else:
             peer.receive(reply, b"", {"Status": "404"}, "")
 
-    def _scan(self, peer: Peer, asked: dict[str, Any], reply: str) -> None:
-        wanted = asked["next_by_subj"].split(".")
-        found = sorted(
+    def _stored(self, stream: str, subject: str, snapshot: float) -> list[StoredMessage]:
+        """What a filter matches: all of an id's schedules, or of its outcomes."""
+        if stream == OUTCOMES:
+            held = self._of_id.get(subject.partition(".")[2], [])
+            return [message for at, message in held if at <= snapshot]
+        wanted = subject.split(".")
+        return sorted(
             (schedule.message for schedule in self.schedules.values()
-             if schedule.message.sequence >= asked["seq"]
-             and all(w in {"*", t}
-                     for w, t in zip(wanted, schedule.message.subject.split("."), strict=True))),
+             if all(w in {"*", t}
+                    for w, t in zip(wanted, schedule.message.subject.split("."), strict=True))),
             key=lambda message: message.sequence,
         )  # fmt: skip
-        for message in found[: asked["batch"]]:
+
+    @staticmethod
+    def _scan(peer: Peer, found: list[StoredMessage], asked: dict[str, Any], reply: str) -> None:
+        rest = [message for message in found if message.sequence >= asked["seq"]]
+        for message in rest[: asked["batch"]]:
             peer.receive(reply, message.body, _of(message), "")
-        peer.receive(reply, b"", {"Status": "204" if found else "404"}, "")
+        peer.receive(reply, b"", {"Status": "204" if rest else "404"}, "")
 
     # Its life.
 
@@ -379,6 +389,7 @@ class Server:
         """Serve again. After a crash what fired in the last `fires_twice` s fires once more."""
         self.up = True
         now = self.loop.time()
+        self._sources_from = now + self.rules.rest_s
         for at, subject, schedule in self._fired:
             if now - at <= fires_twice and subject not in self.schedules:
                 self.spy.say("fires twice", subject)

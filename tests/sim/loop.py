@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
 
 
+_TURNS_MAX: Final = 20_000
+
+
 class StuckError(Exception):
-    """Nothing is ready and no timer is set: whoever waits would wait for ever."""
+    """Nothing is ready and no timer is set, or the same moment never ends."""
 
 
 class _Selector:
@@ -22,12 +25,17 @@ class _Selector:
 
     def __init__(self, loop: VirtualLoop) -> None:
         self._loop = loop
+        self._turns = 0
 
     def select(self, timeout: float | None) -> tuple[()]:
         if timeout is None:
-            raise StuckError
+            raise StuckError("whoever waits would wait for ever")
+        self._turns += 1
         if timeout > 0:
             self._loop.now += timeout
+            self._turns = 0
+        elif self._turns > _TURNS_MAX:
+            raise StuckError("turn after turn, and no time passes")
         return ()
 
 

@@ -15,11 +15,13 @@ from unittest.mock import patch
 
 from executor.core import settlement as rules
 from executor.core.settlement import Action, Settlement
-from executor.model import Finished, Outgoing, Result
+from executor.model import Finished, Outgoing, Result, StoredMessage
 from executor.supervisor.cancels import Cancels
 from executor.supervisor.job import Job
 from executor.supervisor.pipeline import Pipeline
 from executor.supervisor.settling import Settler
+from executor.transport import records
+from executor.transport.connection import Connection
 from tests.sim import history
 from tests.sim.history import Planted, Report
 
@@ -83,6 +85,17 @@ def _lost_lease_publishes() -> AbstractContextManager[Any]:
     return patch.object(Pipeline, "on_finished", on_finished)
 
 
+def _last_records_only() -> AbstractContextManager[Any]:
+    original = records.read_outcome
+
+    async def read(
+        connection: Connection, tenant: str, task: str, task_id: str, _: object = None
+    ) -> list[StoredMessage]:
+        return await original(connection, tenant, task, task_id)
+
+    return patch.object(records, "read_outcome", read)
+
+
 def _forged_believed() -> AbstractContextManager[Any]:
     return patch.object(Settler, "authentic", lambda _self, stored: bool(stored))
 
@@ -109,6 +122,7 @@ PLANTS: Final[dict[str, tuple[Callable[[], AbstractContextManager[Any]], Planted
     "once rule off": (_once_off, Planted()),
     "a retry that does not count": (_retry_uncounted, Planted()),
     "a lost lease still publishes": (_lost_lease_publishes, Planted(forgets_to_drop=True)),
+    "only the last records are read": (_last_records_only, Planted()),
     "a forged record is believed": (_forged_believed, Planted()),
     "a cancellation is not heard": (_cancel_unheard, Planted()),
     "credit given back twice": (_credit_twice, Planted()),

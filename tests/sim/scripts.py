@@ -7,9 +7,9 @@ wait for events, never for a time: where time must pass, a delayed redelivery is
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from executor.core import subjects
 from executor.model import Answer, Delivery, Outgoing, StoredMessage
@@ -100,7 +100,7 @@ class Talk:
         self.note("read", [(m.subject, m.sequence, m.body) for m in messages])
 
 
-Script = Callable[[Talk], Awaitable[None]]
+Script = Callable[[Talk], Coroutine[Any, Any, None]]
 
 
 async def duplicates(talk: Talk) -> None:
@@ -213,6 +213,22 @@ async def one_record(talk: Talk) -> None:
                             once=subjects.either(TENANT, "work", "id2")))  # fmt: skip
 
 
+async def written_over_a_record(talk: Talk) -> None:
+    """What lies over a record hides it from a look at the last ones, and from no other."""
+
+    def believed(message: StoredMessage) -> bool:
+        return message.body == b"r"
+
+    await talk.say(Outgoing(_DEAD, b"forged"))
+    await talk.say(Outgoing(_RESULT, b"r", once=_EITHER, expected_sequence=1))
+    for number in range(40):
+        await talk.say(Outgoing(_RESULT, b"over %d" % number))
+    read = records.read_outcome
+    talk.found(await read(talk.connection, TENANT, "work", "id1"))
+    talk.found(await read(talk.connection, TENANT, "work", "id1", believed))
+    talk.found(await read(talk.connection, TENANT, "work", "id1", lambda _: False))
+
+
 def _schedule(talk: Talk, number: int, body: bytes, after_ms: int, message_id: str) -> Outgoing:
     return Outgoing(
         subjects.later(TENANT, "work", "id1", number), body, {MESSAGE_ID: message_id},
@@ -272,7 +288,8 @@ async def through_a_crash(talk: Talk) -> None:
 
 SCRIPTS: Final[tuple[Script, ...]] = (
     duplicates, in_order_until_acked, given_back, a_lease_lapses, renewed,
-    renewed_under_an_old_lease, so_many_at_once, one_record, scheduled, written_over,
+    renewed_under_an_old_lease, so_many_at_once, one_record,
+    written_over_a_record, scheduled, written_over,
     through_a_crash,
 )  # fmt: skip
 

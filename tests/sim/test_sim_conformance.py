@@ -22,7 +22,7 @@ from tests.sim.jetstream import START_MS, TENANT, Server, ServerRules
 from tests.sim.link import ModelConnection, Weather
 from tests.sim.scripts import ACK_WAIT_MS, SCRIPTS, Script, perform
 
-_PENDING = {scripts.so_many_at_once: 2}
+_PENDING: dict[Script, int] = {scripts.so_many_at_once: 2}
 
 
 @dataclass
@@ -65,9 +65,7 @@ class _Model:
 
 
 async def _modelled(script: Script) -> list[object]:
-    rules = ServerRules(
-        ack_wait_s=ACK_WAIT_MS / 1000, max_ack_pending=_PENDING.get(script, 1_000)
-    )
+    rules = ServerRules(ack_wait_s=ACK_WAIT_MS / 1000, max_ack_pending=_PENDING.get(script, 1_000))
     return await perform(script, _Model(Server(rules)))
 
 
