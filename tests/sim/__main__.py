@@ -57,8 +57,10 @@ def _many(runs: int, seed: int) -> int:
             sys.stdout.write(describe(report) + "\n\n")
         if time.monotonic() - told > 5 or count == runs:
             told = time.monotonic()
-            rate = count / (told - began)
-            sys.stdout.write(f"{count} histories, {rate:.0f}/s, {broken} broken\n")
+            rate, own = count / (told - began), count / time.process_time()
+            sys.stdout.write(
+                f"{count} histories, {rate:.0f}/s, {own:.0f} per CPU second, {broken} broken\n"
+            )
             sys.stdout.flush()
     for name, value in sorted(totals.items()):
         sys.stdout.write(f"  {name:<24} {value}\n")

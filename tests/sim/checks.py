@@ -63,7 +63,8 @@ class Checks(Spy):
     skew_ms: dict[str, int] = field(default_factory=dict)  # by executor
     _accepting: str = ""
     _chains: dict[int, Chain] = field(default_factory=dict)
-    _next: dict[int, Chain] = field(default_factory=dict)  # of a schedule, by its number
+    _next: dict[int, Chain] = field(default_factory=dict)  # of a schedule, by its place
+    _scheduled_from: dict[int, None] = field(default_factory=dict)  # queued messages with one
     _fired: dict[int, Chain] = field(default_factory=dict)
     _runs_of: dict[int, int] = field(default_factory=dict)
     _ended: dict[tuple[str, int], str] = field(default_factory=dict)
@@ -118,16 +119,17 @@ class Checks(Spy):
             # A module that is not there yet counts as the task's failure although nothing ran:
             # of that only the retry itself tells.
             kind = _told(message, chain.failures + chain.crashes)
-        self._next[number] = Chain(
+        self._scheduled_from[number] = None
+        self._next[message.sequence] = Chain(
             chain.task_id, chain.failures + (kind in _TRANSIENT), chain.crashes + (kind == "crash")
         )
         if kind == "permanent":
             self.violate(f"{chain.task_id}: a retry of a permanent failure")
 
-    def fired(self, later: str, sequence: int) -> None:
+    def fired(self, schedule: StoredMessage, sequence: int) -> None:
         """A schedule becomes a task's message."""
-        self.say("fires", later, "as", sequence)
-        self._fired[sequence] = self._next[int(later.rpartition(".")[2])]
+        self.say("fires", schedule.subject, "as", sequence)
+        self._fired[sequence] = self._next[schedule.sequence]
 
     def _recorded(self, message: StoredMessage, by: str) -> None:
         record = _authentic(message)
@@ -171,7 +173,7 @@ class Checks(Spy):
         place = f"_{held.sequence}"
         done = held.task_id in self.authentic or place in self.authentic
         self.say("ack", by, held.sequence, held.task_id)
-        if not done and held.sequence not in self._next:
+        if not done and held.sequence not in self._scheduled_from:
             self.violate(f"{by} acks {held.task_id} before its record or schedule is stored")
 
     def _records(self, by: str, subject: str, body: bytes) -> None:

@@ -41,8 +41,10 @@ class Peer(Protocol):
 
     name: str
 
-    def receive(self, subject: str, body: bytes, headers: Headers, reply: str) -> None:
-        """Take a message from the server."""
+    def receive(
+        self, subject: str, body: bytes, headers: Headers, reply: str, *, sure: bool = False
+    ) -> None:
+        """Take a message from the server; a `sure` one is not lost by itself."""
 
     def listens(self, subject: str) -> bool:
         """Whether it would take a message on `subject` now."""
@@ -57,8 +59,8 @@ class Spy:
     def repeated(self, stream: str, subject: str, by: str) -> None:
         """A stream found a message to be a duplicate."""
 
-    def fired(self, later: str, sequence: int) -> None:
-        """A schedule became the message with this sequence in TASKS."""
+    def fired(self, schedule: StoredMessage, sequence: int) -> None:
+        """A schedule becomes the message with this sequence in TASKS."""
 
     def read(self, subject: str, by: str, snapshot: float) -> None:
         """A direct get saw OUTCOMES as it was at `snapshot`."""
@@ -235,7 +237,7 @@ class Server:
         self._underway -= 1
         target = "task." + schedule.target.removeprefix("due.")
         # What the source is to store has its sequence before the spy hears of the message.
-        self.spy.fired(schedule.message.subject, self._sequence.get(TASKS, 0) + 1)
+        self.spy.fired(schedule.message, self._sequence.get(TASKS, 0) + 1)
         self._store(TASKS, target, schedule.message.body, {}, "LATER")
 
     # The consumer.
@@ -371,7 +373,8 @@ class Server:
     def _scan(peer: Peer, found: list[StoredMessage], asked: dict[str, Any], reply: str) -> None:
         rest = [message for message in found if message.sequence >= asked["seq"]]
         for message in rest[: asked["batch"]]:
-            peer.receive(reply, message.body, _of(message), "")
+            # Within one answer nothing is lost before its end is.
+            peer.receive(reply, message.body, _of(message), "", sure=True)
         peer.receive(reply, b"", {"Status": "204" if rest else "404"}, "")
 
     # Its life.

@@ -167,14 +167,16 @@ class ModelConnection(Connection):
         """Whether somebody here subscribed to an inbox."""
         return self.connected and subject in self._subscribed
 
-    def receive(self, subject: str, body: bytes, headers: Headers, reply: str) -> None:
+    def receive(
+        self, subject: str, body: bytes, headers: Headers, reply: str, *, sure: bool = False
+    ) -> None:
         """The server says something: on an inbox, or a delivery for one."""
         line = self._line
         if line is None:
             return
         lease, _, inbox = reply.partition(" ")
         letter = Letter(subject, body, headers or None, lease)
-        for _ in range(self._copies()):
+        for _ in range(1 if sure else self._copies()):
             at = max(line.last_down + _NEXT_S, self._loop.time() + self._delay())
             line.last_down = at
             self._loop.call_at(at, self._hand_over, line, inbox or subject, letter)
