@@ -11,7 +11,7 @@ import asyncio
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 from typing import cast
 
@@ -225,14 +225,3 @@ class ModelConnection(Connection):
             line.down = False
             self.server.gone(self)
         self.dead = True
-
-
-@dataclass
-class Links:
-    """All connections of a history."""
-
-    all: list[ModelConnection] = field(default_factory=list)
-
-    def alive(self) -> list[ModelConnection]:
-        """Those whose owners live."""
-        return [link for link in self.all if not link.dead]

@@ -35,6 +35,7 @@ class _Selector:
             self._loop.now += timeout
             self._turns = 0
         elif self._turns > _TURNS_MAX:
+            self._turns = 0  # what is cancelled now may still end
             raise StuckError("turn after turn, and no time passes")
         return ()
 
@@ -46,7 +47,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         super().__init__()
         self.now = 0.0
         self._selector = _Selector(self)
-        self._clock_resolution = 1e-9
+        self._clock_resolution = 1e-7  # above the precision of a float that counts years
 
     def time(self) -> float:
         """Seconds of virtual time."""

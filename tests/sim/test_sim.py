@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import subprocess
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.sim import loop as virtual
 from tests.sim import planted
 from tests.sim.__main__ import describe
+from tests.sim.executors import pause
 from tests.sim.history import live, retold
 
 _ROOT = Path(__file__).parents[2]
@@ -56,6 +59,37 @@ def fingerprint() -> str:
     for seed in range(40):
         digest.update("\n".join(retold(seed).trace).encode())
     return digest.hexdigest()
+
+
+def test_virtual_time_costs_nothing_and_never_hangs() -> None:
+    """A year passes at once, in the order of the timers; what can never end is an error."""
+    order: list[str] = []
+
+    async def year() -> float:
+        loop = asyncio.get_running_loop()
+        await pause(1.0)
+        loop.call_later(60, order.append, "late")
+        loop.call_later(30, order.append, "early")
+        await pause(365 * 86_400.0)
+        return loop.time()
+
+    async def waits() -> None:
+        await asyncio.get_running_loop().create_future()
+
+    async def spins() -> None:
+        loop = asyncio.get_running_loop()
+
+        def again() -> None:
+            loop.call_soon(again)
+
+        again()
+        await loop.create_future()
+
+    assert virtual.run(year()) == pytest.approx(365 * 86_400 + 1)
+    assert order == ["early", "late"]
+    for stuck in (waits, spins):
+        with pytest.raises(virtual.StuckError):
+            virtual.run(stuck())
 
 
 @pytest.mark.parametrize("name", planted.PLANTS)
