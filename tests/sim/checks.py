@@ -21,7 +21,7 @@ from executor.errors import ExecutorError
 from executor.model import PAYLOAD_MAX, StoredMessage
 from executor.supervisor.job import Job
 from tests.sim import stubs
-from tests.sim.jetstream import OUTCOMES, START_MS, TASKS, TENANT, Spy
+from tests.sim.wire import OUTCOMES, START_MS, TASKS, TENANT, Spy
 
 _TRANSIENT = ("transient", "asked", "slow", "hang")
 _GRACE_S = 0.2  # from a cancellation to the death of what ran

@@ -23,8 +23,9 @@ from executor.transport.outbox import Outbox
 from executor.transport.pull import Pull
 from tests.sim import stubs
 from tests.sim.checks import Checks
-from tests.sim.jetstream import START_MS, TENANT, Server
+from tests.sim.jetstream import Server
 from tests.sim.link import ModelConnection, Weather
+from tests.sim.wire import START_MS, TENANT
 
 # A bug of our own shows as an event or an exception, whatever it leads to.
 _BUGS = frozenset({"bug"})

@@ -22,8 +22,9 @@ from tests.sim import loop as virtual
 from tests.sim import stubs
 from tests.sim.checks import Checks
 from tests.sim.executors import Executor, Host
-from tests.sim.jetstream import MESSAGE_ID, START_MS, TENANT, Server, ServerRules
+from tests.sim.jetstream import Server, ServerRules
 from tests.sim.link import Weather
+from tests.sim.wire import MESSAGE_ID, START_MS, TENANT
 
 _REST_S: Final = 4_000.0  # all must have ended by then
 _LEAVE_S: Final = 300.0  # all must have left by then

@@ -17,7 +17,8 @@ from typing import cast
 
 from executor.errors import ExecutorError
 from executor.transport.connection import Connection, Message, Settings, Subscription
-from tests.sim.jetstream import Headers, Server
+from tests.sim.jetstream import Server
+from tests.sim.wire import Headers
 
 Sent = Callable[[str, bytes, Headers], None]
 

@@ -18,7 +18,7 @@ from executor.transport.connection import Connection
 from executor.transport.outbox import Outbox
 from executor.transport.pull import Pull
 from tests.servers import eventually
-from tests.sim.jetstream import MESSAGE_ID, TASKS, TENANT
+from tests.sim.wire import MESSAGE_ID, TASKS, TENANT
 
 ACK_WAIT_MS: Final = 1_000
 WORK: Final = subjects.task(TENANT, "work")

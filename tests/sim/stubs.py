@@ -24,7 +24,7 @@ from executor.errors import ExecutorError
 from executor.model import Authority, Digest, Failure, Finished, Limits, Receipt, Release, Result
 from executor.supervisor.job import Admitted, Artifact, Job
 from executor.supervisor.pool import PoolOwner
-from tests.sim.jetstream import TENANT
+from tests.sim.wire import TENANT
 
 ENVIRONMENT: Final = "sim"
 TASK: Final = "work"

@@ -18,9 +18,10 @@ from tests import servers
 from tests.servers import Events, NatsServer, connect
 from tests.sim import loop as virtual
 from tests.sim import scripts
-from tests.sim.jetstream import START_MS, TENANT, Server, ServerRules
+from tests.sim.jetstream import Server, ServerRules
 from tests.sim.link import ModelConnection, Weather
 from tests.sim.scripts import ACK_WAIT_MS, SCRIPTS, Script, perform
+from tests.sim.wire import START_MS, TENANT
 
 _PENDING: dict[Script, int] = {scripts.so_many_at_once: 2}
 
