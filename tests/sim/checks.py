@@ -68,6 +68,7 @@ class Checks(Spy):
     _fired: dict[int, Chain] = field(default_factory=dict)
     _runs_of: dict[int, int] = field(default_factory=dict)
     _ended: dict[tuple[str, int], str] = field(default_factory=dict)
+    _retries: dict[bytes, str] = field(default_factory=dict)  # what each came of
     _reads: dict[tuple[str, str], list[tuple[float, float]]] = field(default_factory=dict)
     _held: dict[str, dict[str, Held]] = field(default_factory=dict)
 
@@ -103,7 +104,7 @@ class Checks(Spy):
                 self.expected[task_id] = None
             self._chains[message.sequence] = chain
         elif stream == subjects.LATER:
-            self._scheduled(message, by)
+            self._scheduled(message)
         elif stream == OUTCOMES:
             self._recorded(message, by)
 
@@ -111,10 +112,10 @@ class Checks(Spy):
         """A duplicate: what is stored stands."""
         self.say("duplicate", stream, subject, "by", by)
 
-    def _scheduled(self, message: StoredMessage, by: str) -> None:
+    def _scheduled(self, message: StoredMessage) -> None:
         number = int(message.subject.rpartition(".")[2])
         chain = self._chains[number]
-        kind = self._ended.get((by, number), "")
+        kind = self._retries.get(message.body, "")
         if f".{stubs.LATENT}." in message.subject:
             # A module that is not there yet counts as the task's failure although nothing ran:
             # of that only the retry itself tells.
@@ -225,6 +226,10 @@ class Checks(Spy):
                 looks.append(handed)
             if not any(snapshot <= at for snapshot in looks):
                 self.violate(f"{by} runs {task_id} although a look would have found its record")
+
+    def asks_again(self, by: str, subject: str, body: bytes) -> None:
+        """A retry is handed to the outbox, which may store it long after the next hand-over."""
+        self._retries[body] = self._ended.get((by, int(subject.rpartition(".")[2])), "")
 
     def ends(self, by: str, job: Job, kind: str) -> None:
         """An attempt ended."""

@@ -11,7 +11,7 @@ from typing import cast
 from executor.core import subjects
 from executor.core.settlement import Rules
 from executor.errors import ExecutorError
-from executor.model import Delivery, StoredMessage
+from executor.model import Answer, Delivery, Outgoing, StoredMessage
 from executor.supervisor.mediator import Mediator
 from executor.supervisor.pipeline import Pipeline
 from executor.supervisor.pool import Pool
@@ -62,6 +62,20 @@ class _Journal(Log):
         self._checks.say(str(facts.get("kind", name)), self._name, *told)
         if name in _BUGS:
             self._checks.violate(f"{self._name}: {facts}")
+
+
+class _Outbox(Outbox):
+    """The real one; the checks hear of a retry when it is decided, not when it leaves."""
+
+    checks: Checks
+    name: str
+
+    def publish(
+        self, outgoing: Outgoing, on_answer: Callable[[Answer], None], deadline_s: float
+    ) -> None:
+        if outgoing.schedule_target:
+            self.checks.asks_again(self.name, outgoing.subject, outgoing.body)
+        super().publish(outgoing, on_answer, deadline_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +137,8 @@ class Executor:
         link.on_send = lambda subject, body, _: checks.sends(
             name, subject, body, connected=link.connected
         )
-        self.outbox = Outbox(link, sweep_s=self.host.sweep_s)
+        self.outbox = _Outbox(link, sweep_s=self.host.sweep_s)
+        self.outbox.checks, self.outbox.name = checks, name
         self.intake = _Intake()
         telemetry = Telemetry(_Journal(name, checks))
         store, trust = _Records(link), stubs.Trust()
