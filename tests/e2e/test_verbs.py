@@ -36,6 +36,7 @@ HAPPY = {
     "dead show": (["dead", "show", "bad"], "executor.outcome/1"),
     "dead retry": (["dead", "retry", "bad"], "executor.submitted/1"),
     "dead discard": (["dead", "discard", "{dead}", "--yes"], "executor.discarded/1"),
+    "dead export": (["dead", "export", "bad"], "executor.dead/1"),
     "tenant list": (["tenant", "list"], "executor.tenants/1"),
     "tenant add": (["tenant", "add", "{new}"], "executor.tenant/1"),
     "tenant remove": (["tenant", "remove", "{tenant}", "--yes"], "executor.tenant/1"),
@@ -53,7 +54,7 @@ HAPPY = {
 VERBS = [
     "demo", "init", "run", "build", "sign", "verify", "inspect", "keygen", "publish", "serve",
     "submit", "result", "cancel", "dead list", "dead show", "dead retry", "dead discard",
-    "tenant list", "tenant add", "tenant remove",
+    "dead export", "tenant list", "tenant add", "tenant remove",
     "nats apply", "nats check", "doctor", "explain", "config show",
     "config check", "help",
 ]  # fmt: skip
@@ -197,6 +198,8 @@ def test_dead_letter_is_shown_whole(house: House) -> None:
     assert found["code"] == "guest.trap"
     assert found["facts"]["frame0"] == "parse_header"
     assert found["original"]["whole"] is True
+    assert found["limits"]["fuel"] == 1_000_000_000
+    assert found["signers"] == ["author"]
 
 
 def test_retry_twice_is_once(house: House) -> None:
