@@ -262,6 +262,8 @@ def show_outcome(outcome: TaskOutcome) -> None:
         f"ok  {outcome.task}  attempt {record.attempt} of {record.attempts_max}  "
         f"{output.used(record.receipt)}"
     )
+    if record.degraded:
+        out.say(f"degraded: a fallback stood in for {record.cause or 'a failure'}")
 
 
 @click.command("submit", cls=Verb)

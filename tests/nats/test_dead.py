@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import functools
+import os
+import pty
+import select
 import stat
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -18,7 +22,7 @@ from executor.core import envelope, seal, subjects
 from executor.core.envelope import Draft, Origin, Record
 from executor.model import Receipt, TaskId, TaskRequest
 from executor.transport.connection import Connection
-from tests.e2e.command import Done, Shell
+from tests.e2e.command import WAIT_S, Done, Shell
 from tests.servers import NatsServer, connect, run
 from tests.support import guests
 from tests.support.served import TENANT, Site
@@ -173,6 +177,50 @@ def test_a_long_batch_shows_its_progress(site: Site) -> None:
     run(test())
 
 
+def on_terminal(site: Site, *arguments: str, answer: bytes) -> str:
+    """Run `executor dead …` on a pseudo-terminal, answering its question; what it wrote there."""
+    ours, theirs = pty.openpty()
+    os.write(ours, answer)
+    shell = Shell(site.folder)
+    process = shell.start(
+        "dead", *arguments, stdin=theirs, stdout=theirs, stderr=theirs, env={"TERM": "xterm"}
+    )
+    os.close(theirs)
+    written = b""
+    try:
+        while select.select([ours], [], [], WAIT_S)[0]:
+            try:
+                written += os.read(ours, 65536)
+            except OSError:
+                break  # the other end is closed
+        process.wait(WAIT_S)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+    return written.decode("utf-8", "replace")
+
+
+def test_a_batch_asks_on_a_terminal(site: Site) -> None:
+    """On a terminal the plan is a question: no touches nothing, yes does it with a progress bar."""
+
+    async def test() -> None:
+        async with desk(site) as at:
+            for number in range(30):
+                await at.letter(f"id{number}")
+            call = functools.partial(on_terminal, site, "discard", "--all")
+            text = await asyncio.to_thread(call, answer=b"n\n")
+            assert "30 dead letters to discard" in text
+            assert "Go on?" in text
+            assert len(await at.listed()) == 30
+            text = await asyncio.to_thread(call, answer=b"y\n")
+            assert "100%" in text
+            assert text.count("discarded id") == 30
+            assert await at.listed() == []
+
+    run(test())
+
+
 def test_everything_is_checked_before_anything_is_touched(site: Site) -> None:
     """One id that cannot be asked again keeps all the others from being asked."""
 
@@ -282,5 +330,26 @@ def test_export_to_a_file(site: Site) -> None:
             assert not other.exists()
             only = await at.call("export", "--code", "limit")
             assert [each["id"] for each in only.objects()] == ["b"]
+
+    run(test())
+
+
+def test_a_degraded_result_says_so(site: Site) -> None:
+    """Whoever asks for the outcome is told that a fallback gave it, and in place of which code."""
+
+    async def test() -> None:
+        async with desk(site) as at:
+            subject = subjects.result(TENANT, "work", "soft")
+            record = Record("work", 1, 3, 1, 2, Receipt(), output=b"instead", degraded=True,
+                            cause="capability.unavailable")  # fmt: skip
+            payload = envelope.encode_record(record)
+            draft = Draft("result", f"test/{subject}", "soft", payload, envelope.VERSION)
+            await at.connection.store(subject, seal.seal(guests.HOST, [draft], at=1)[0])
+            shell = Shell(site.folder)
+            done = await asyncio.to_thread(shell.run, "result", "soft")
+            assert done.out == b"instead"
+            assert "a fallback stood in for capability.unavailable" in done.err
+            found = await asyncio.to_thread(shell.json, "result", "soft")
+            assert (found["degraded"], found["cause"]) == (True, "capability.unavailable")
 
     run(test())

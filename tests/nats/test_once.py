@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,6 +30,7 @@ from tests.support import guests
 from tests.support.served import TENANT, Site
 
 WORK = guests.working(5_000_000)
+TRAPPED = WORK.removesuffix("(i32.const 0))") + "unreachable)"
 
 
 @pytest.fixture
@@ -80,9 +82,7 @@ def test_a_dead_letter_is_an_outcome_too(site: Site) -> None:
     """An id that failed does not run again when it is asked for again: its letter is the answer."""
 
     async def test() -> None:
-        body = WORK.replace("(i32.const 0))", "unreachable)")
-        assert body != WORK
-        await site.prepare(work=body)
+        await site.prepare(work=TRAPPED)
         await site.serve()
         async with await site.client() as client:
             first = await client.run("work", b"a", id="mine", timeout_s=60)
@@ -142,6 +142,42 @@ def test_after_the_duplicate_window(site: Site) -> None:
             assert await client.wait("mine", task="work") == first
         assert await runs(site) == 1
         assert len(await site.stored()) == 1
+
+    run(test())
+
+
+def test_a_retried_letter_runs_once_more(site: Site) -> None:
+    """Asked again twice at once, and again when the queue has forgotten it: one more run."""
+
+    async def test() -> None:
+        await site.prepare(work=TRAPPED)
+        await site.serve()
+        config = site.config()
+        short = replace(stream_options(config), duplicate_window_ms=200)
+        connection = await connect(site.server)
+        await streams.apply(connection, [queue(t) for t in config.policy.tenants], short)
+        shell = Shell(site.folder)
+
+        async def retry() -> dict[str, Any]:
+            return await asyncio.to_thread(shell.json, "dead", "retry", "mine")
+
+        async with await site.client() as client:
+            assert (await client.run("work", b"a", id="mine", timeout_s=60)).code == "guest.trap"
+            first, second = await asyncio.gather(retry(), retry())
+            assert first["id"] == second["id"] != "mine"
+            found = await client.wait(first["id"], task="work", timeout_s=60)
+            assert found.code == "guest.trap"
+
+            async def forgotten() -> bool:
+                again = await retry()
+                assert again["id"] == first["id"]
+                return not again["duplicate"]
+
+            await eventually(forgotten)
+            await site.empty()
+            assert await client.wait(first["id"], task="work") == found
+        assert await runs(site) == 2
+        assert len(await site.stored()) == 2
 
     run(test())
 

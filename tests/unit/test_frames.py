@@ -321,6 +321,11 @@ LEGAL: Final[dict[str, tuple[Frame, tuple[Callable[[], Conversation], ...]]]] = 
     "code of nobody": (replace(DONE, code="guest.unheard"), ()),
     "output at its limit": (replace(DONE, output=bytes(100)), (running, answered)),
     "output above its limit": (replace(DONE, output=bytes(101)), ()),
+    "failure with its last calls": (
+        replace(DONE, code="guest.trap", last_calls=(("take", 0),)),
+        (running, answered),
+    ),
+    "result with last calls": (replace(DONE, last_calls=(("take", 0),)), ()),
     "load": (SMALL[0], ()),
     "run": (RUN, ()),
     "answer": (ANSWER, ()),
