@@ -102,6 +102,11 @@ class Job:
     degraded: str = ""  # the code of the failure that its fallback took the place of
     followers: list[Job] = field(default_factory=list)  # deliveries of the same id that wait
 
+    def forget_calls(self) -> None:
+        """Another run begins; a call of the one before may still be served, and notes its end."""
+        if self.last_calls:
+            self.last_calls = deque(maxlen=LAST_CALLS_MAX)
+
     @property
     def name(self) -> str:
         """tenant/task id, for logs."""

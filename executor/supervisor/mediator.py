@@ -31,9 +31,10 @@ class Mediator:
     async def serve(self, job: Job, call: Call) -> Answer:
         """Re-check the grant, bound the arguments, act, answer."""
         job.calls[call.function] = job.calls.get(call.function, 0) + 1
-        job.last_calls.append((call.function, UNRETURNED))
+        calls = job.last_calls  # of this run: the job may have another one before this call ends
+        calls.append((call.function, UNRETURNED))
         status, data = await self._act(job, call)
-        job.last_calls[-1] = (call.function, min(status, 0))
+        calls[-1] = (call.function, min(status, 0))
         if status == abi.UNAVAILABLE:
             job.unavailable = call.function
         if status < 0:

@@ -206,6 +206,7 @@ class Pipeline:
         if job.settled or job.ended:
             return
         job.admitted = admitted
+        job.forget_calls()
         held_up = self.guards.held_up(job, admitted)
         if held_up is not None:
             self.on_finished(job, Finished(held_up, Receipt()))
@@ -299,7 +300,7 @@ class Pipeline:
             self._end_fallback(job, Finished(held_up, Receipt()), instead)
         elif not job.settled and not job.ended:
             job.admitted = other
-            job.last_calls.clear()
+            job.forget_calls()
             job.limits = policy.for_request(other.authority, job.request.limits)
             self.pool.dispatch(job)
 

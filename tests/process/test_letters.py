@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import asdict, replace
 
 import pytest
@@ -119,6 +120,20 @@ async def test_a_degraded_result_names_its_cause(version: int) -> None:
         record = await rig.record(rig.ask("trap"))
         assert (record.output, record.degraded, record.code) == (b"instead", True, "")
         assert record.cause == ("guest.trap" if version > 1 else "")
+
+
+async def test_a_call_that_outlives_its_run_is_no_bug() -> None:
+    """A fallback runs while the call that its task was killed in is still served; each ends."""
+    fallback = Fallback(frozenset({"limit.deadline-exceeded"}), task="echo")
+    async with falling_back(fallback) as rig:
+        rig.publish("held", HELD)
+        rig.publish("echo", guests.ECHO)
+        request = rig.ask("held", b"x", attempts_max=1, limits=(("deadline_ms", 150),))
+        record = await rig.record(request)
+        assert (record.output, record.cause) == (b"x", "limit.deadline-exceeded")
+        rig.buckets.gate.set()
+        await asyncio.gather(*rig.pool._calls)
+        assert rig.journal.of("bug") == []
 
 
 async def test_a_fallback_that_failed_too_leaves_the_letter_its_task() -> None:
