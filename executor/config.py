@@ -51,6 +51,11 @@ KEYS: Final[dict[str, dict[str, Key]]] = {
         "drain_ms": Key(20_000, "below the 30 s that service managers wait", 0, 600_000),
         "window": Key(256, "messages held at once; 512 gains 16 % over 64 and holds more", 1, 4096),
         "outcomes_days": Key(7, "once-only holds as long as outcomes are kept", 1, 3650),
+        "outcomes_max_mib": Key(1_024, "reserved on disk for each tenant, like its queue; about a "
+                                "million outcomes, then the oldest go and may run again", 1,
+                                1_048_576),
+        "envelope_version": Key(2, "1 while executors that read no 2 share the work: what it adds "
+                                "to records is left out", 1, 2),
     },
     "limits": {
         "fuel": Key(1_000_000_000, "0.1-0.6 s of CPU", 1),

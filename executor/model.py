@@ -183,6 +183,8 @@ class Finished:
     outcome: Outcome
     receipt: Receipt
     logs: tuple[LogLine, ...] = ()
+    limits: Limits | None = None  # of the attempt, where one was begun
+    last_calls: tuple[tuple[str, int], ...] = ()  # as in `frames.Done`
 
 
 @dataclass(frozen=True, slots=True)

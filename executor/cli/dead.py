@@ -1,30 +1,36 @@
-"""The family `dead`: list, show, retry, discard."""
+"""The family `dead`: list, show, retry, discard, export."""
 
 from __future__ import annotations
 
 import asyncio
-import difflib
+import base64
 import hashlib
+import json
+import os
 import sys
-import time
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 import click
 
-from executor.cli import output
-from executor.cli.base import Family, pick_tenant, run_async, state
+from executor.cli import letters, output
+from executor.cli.base import Family, pick_tenant, run_async, state, unwritable
+from executor.cli.letters import Chosen, Filters, Line
 from executor.cli.modules import read_key
 from executor.cli.operate import outcome_fields
 from executor.client import Client, TaskOutcome
 from executor.config import Config
 from executor.core import envelope, seal, subjects
-from executor.core.envelope import Draft, Sealed
-from executor.errors import TABLE, ExecutorError
-from executor.model import Answer, Outgoing, Stored, TaskId, TaskRequest
+from executor.core.envelope import Draft
+from executor.core.signature import SecretKey
+from executor.errors import ExecutorError
+from executor.model import Answer, Outgoing, Stored, TaskId
 from executor.transport.outbox import Outbox
 
-_LIST_MAX = 1_000
+# Of the twelve limits, those that people set.
+_SHOWN_LIMITS: Final = ("fuel", "memory_bytes", "deadline_ms")
 
 
 @click.group("dead", cls=Family)
@@ -32,67 +38,52 @@ def dead() -> None:
     """Look at dead letters, ask for them again, close them."""
 
 
+def _batch(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """The arguments of a verb that acts on letters by id, or on all that match."""
+    verb = click.option("--yes", is_flag=True, help="Do not ask.")(letters.with_filters(verb))
+    verb = click.option("--all", "every", is_flag=True, help="All that match the filters.")(verb)
+    return click.argument("task_ids", metavar="[ID...]", nargs=-1)(verb)
+
+
 @dead.command("list")
-@click.option("--tenant", help="Whose tasks.")
-@click.option("--task", default="*", help="Only this task.")
-@click.option("--code", help="Only this code, or a stage such as `limit`.")
-def list_(tenant: str | None, task: str, code: str | None) -> None:
+@letters.with_filters
+def list_(tenant: str | None, filters: Filters) -> None:
     """List dead letters that nobody discarded, oldest first.
 
-    Example: executor dead list --code limit
+    Example: executor dead list --code limit --since 1d
     """
     config = state().config()
-    stages = {row.stage for row in TABLE.values()}
-    if code is not None and code not in TABLE and code not in stages:
-        near = difflib.get_close_matches(code, [*TABLE, *stages], n=1)
-        also = f" Did you mean `{near[0]}`?" if near else " `executor explain` lists all."
-        raise click.UsageError(f"There is no code `{code}`.{also}")
-    if task != "*" and not subjects.is_token(task):
-        raise click.UsageError(f"`{task}` is no task's name.")
     of_tenant = pick_tenant(config, tenant)
-    found = run_async(_list(config, of_tenant, task, code), "NATS")
+    found = run_async(_list(config, of_tenant, filters), "NATS")
     out = state().out
     if out.as_json:
-        for letter in found:
-            out.data(outcome_fields(letter), "")
         return
     if not found:
-        only = code is not None or task != "*"
-        out.say("no dead letters match" if only
+        out.say("no dead letters match" if filters.given
                 else "no dead letters · every task that ended has a result")  # fmt: skip
         return
-    now = time.time_ns() // 1_000_000
-    rows = [
-        (output.short(d.id), f"{d.tenant}/{d.task}", d.code,
-         f"{d.record.attempt} of {d.record.attempts_max}", output.age(d.stored_at, now))
-        for d in found
-    ]  # fmt: skip
-    out.data({}, output.table(("ID", "TASK", "CODE", "ATTEMPTS", "AGE"), rows))
-    last = found[-1].id
+    header = ("ID", "TASK", "CODE", "ATTEMPTS", "AGE", "SIGNER")
+    out.data({}, output.table(header, found))
+    last = found[-1][0]
     out.say(f"{output.count(len(found), 'dead letter')} · look: executor dead show {last} · "
             f"again: executor dead retry {last}")  # fmt: skip
 
 
-async def _list(config: Config, tenant: str, task: str, code: str | None) -> list[TaskOutcome]:
-    found: list[TaskOutcome] = []
+async def _list(config: Config, tenant: str, filters: Filters) -> list[tuple[str, ...]]:
+    """Print them one by one with --json; else their rows: no letter is kept meanwhile."""
+    rows: list[tuple[str, ...]] = []
+    out, now = state().out, output.now_ms()
     async with await Client.from_config(config, tenant) as client:
-        async for letter in client.dead_letters(task):
-            if code is None or letter.code == code or letter.code.startswith(f"{code}."):
-                found.append(letter)
-            if len(found) >= _LIST_MAX:
-                state().out.warn(f"only the first {_LIST_MAX} are shown")
-                break
-    return found
-
-
-async def _letter(client: Client, task_id: str) -> TaskOutcome:
-    found = await client.outcome(task_id)
-    if found is None or found.ok:
-        if found is None:
-            raise ExecutorError("transport.outcome-pending", f"`{task_id}`",
-                                hint="executor dead list shows the dead letters")  # fmt: skip
-        raise click.UsageError(f"`{task_id}` is no dead letter: it has a result")
-    return found
+        async for d in letters.matching(client, filters):
+            if out.as_json:
+                out.data(outcome_fields(d), "")
+                continue
+            rows.append((
+                output.short(d.id), f"{d.tenant}/{d.task}", d.code,
+                f"{d.record.attempt} of {d.record.attempts_max}", output.age(d.stored_at, now),
+                ", ".join(d.record.signers) or "-",
+            ))  # fmt: skip
+    return rows
 
 
 @dead.command("show")
@@ -107,7 +98,7 @@ def show(task_id: str, tenant: str | None) -> None:
 
     async def main() -> TaskOutcome:
         async with await Client.from_config(config, pick_tenant(config, tenant)) as client:
-            return await _letter(client, task_id)
+            return await letters.letter_of(client, task_id)
 
     letter = run_async(main(), "NATS")
     state().out.data(outcome_fields(letter), _page(letter))
@@ -123,16 +114,29 @@ def _page(letter: TaskOutcome) -> str:
         ("ended", output.timestamp(record.finished_at)),
     ]
     if used.digest:
-        rows.append(("module", f"{used.digest} {record.version}"))
+        by = f" signed by {', '.join(record.signers)}" if record.signers else ""
+        rows.append(("module", f"{used.digest} {record.version}{by}"))
         rows.append(("used", f"{output.used(used)} · {used.host_calls} host calls"))
+    limits = dict(record.limits)
+    if limits:
+        shown = [
+            f"{name} {output.number(limits[name])}" for name in _SHOWN_LIMITS if name in limits
+        ]
+        rows.append(("limits", " · ".join(shown)))
+    if record.last_calls:
+        calls = [f"{name} ({text})" if (text := output.call_text(status)) else name
+                 for name, status in record.last_calls]  # fmt: skip
+        rows.append(("last calls", ", ".join(calls)))
     rows += [(name, str(value)) for name, value in record.facts]
     rows += [("before", f"{p.code} at {output.timestamp(p.at)}") for p in record.history[:-1]]
+    if record.trace:
+        rows.append(("trace", record.trace))
     if record.origin is not None:
         whole = "whole" if record.origin.whole else "only its beginning"
         rows.append(("original", f"{record.origin.size} bytes on {record.origin.subject}, kept "
                      f"{whole}"))  # fmt: skip
     if record.discarded_at:
-        rows.append(("discarded", output.timestamp(record.discarded_at)))
+        rows.append(("discarded", f"{output.timestamp(record.discarded_at)}, it is closed"))
     lines = output.pairs([*rows, ("hint", record.hint)])
     return "\n".join(lines + [output.log_line(*line) for line in record.logs])
 
@@ -144,94 +148,115 @@ def retried_id(letter: TaskOutcome) -> TaskId:
 
 
 @dead.command("retry")
-@click.argument("task_ids", metavar="ID...", nargs=-1, required=True)
-@click.option("--tenant", help="Whose tasks they are.")
-def retry(task_ids: tuple[str, ...], tenant: str | None) -> None:
-    """Ask for dead letters again, by a new id; twice is harmless.
+@_batch
+def retry(
+    task_ids: tuple[str, ...], tenant: str | None, filters: Filters, *, every: bool, yes: bool
+) -> None:
+    """Ask for dead letters again, each by a new id; twice is harmless.
+
+    --all says what it would do and asks; a discarded letter is closed.
 
     Example: executor dead retry 3f9c…
     """
+    letters.ids_or_all(task_ids, filters, every=every)
     config = state().config()
-    for sent in run_async(_retry(config, pick_tenant(config, tenant), task_ids), "NATS"):
-        again = " (the queue had it already)" if sent["duplicate"] else ""
-        state().out.data(sent, f"{sent['id']} asks again for {sent['of']}{again}")
+    of_tenant = pick_tenant(config, tenant)
+    environment = config.text("host.environment")
+
+    async def choose() -> list[Chosen]:
+        async with await Client.from_config(config, of_tenant) as client:
+            return await letters.choose(
+                client, task_ids, filters, lambda letter: letters.request_of(letter, environment)
+            )
+
+    chosen = run_async(choose(), "NATS")
+    if not chosen:
+        state().out.say("no dead letters match: nothing to ask for again")
+        return
+    if every:
+        letters.confirm(chosen, "ask for again", yes=yes)
+    letters.run_batch(_retry(config, of_tenant, chosen), len(chosen))
 
 
-async def _retry(config: Config, tenant: str, ids: tuple[str, ...]) -> list[dict[str, Any]]:
-    sent = []
+async def _retry(config: Config, tenant: str, chosen: list[Chosen]) -> None:
     environment = config.text("host.environment")
     async with await Client.from_config(config, tenant) as client:
-        letters = [await _letter(client, task_id) for task_id in dict.fromkeys(ids)]
-        for letter in letters:
-            request = _request_of(letter, environment)
+
+        async def again(one: Chosen) -> Line:
+            letter = await letters.unchanged(client, one)
+            request = letters.request_of(letter, environment)
             new = await client.submit(
                 letter.task, request.input, id=retried_id(letter),
                 content_type=request.content_type, attempts_max=request.attempts_max,
                 **dict(request.limits),
             )  # fmt: skip
-            sent.append({"schema": "executor.submitted/1", "id": new.id, "of": letter.id,
-                         "tenant": tenant, "task": letter.task, "sequence": new.sequence,
-                         "duplicate": new.duplicate})  # fmt: skip
-    return sent
+            fields = {"schema": "executor.submitted/1", "id": new.id, "of": letter.id,
+                      "tenant": tenant, "task": letter.task, "sequence": new.sequence,
+                      "duplicate": new.duplicate}  # fmt: skip
+            had = " (the queue had it already)" if new.duplicate else ""
+            return fields, f"{new.id} asks again for {letter.id}{had}"
 
-
-def _request_of(letter: TaskOutcome, environment: str) -> TaskRequest:
-    origin = letter.record.origin
-    if origin is None or not origin.whole:
-        raise ExecutorError("message.too-large", f"the bytes of `{letter.id}` were not kept whole",
-                            hint="submit it again from where it came from")  # fmt: skip
-    request = envelope.decode_task(
-        origin.data, dict(origin.headers), letter.tenant, letter.task, environment=environment,
-        raw_allowed=True, input_max=envelope.MESSAGE_MAX,
-    )  # fmt: skip
-    if isinstance(request, Sealed):
-        raise ExecutorError("message.malformed", "it was no task")
-    return request
+        await letters.each(chosen, again, what="asking again")
 
 
 @dead.command("discard")
-@click.argument("task_ids", metavar="ID...", nargs=-1, required=True)
-@click.option("--tenant", help="Whose tasks they are.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
-def discard(task_ids: tuple[str, ...], tenant: str | None, yes: bool) -> None:  # noqa: FBT001
+@_batch
+def discard(
+    task_ids: tuple[str, ...], tenant: str | None, filters: Filters, *, every: bool, yes: bool
+) -> None:
     """Close dead letters: marked as discarded, none is deleted.
+
+    A closed letter is in no list and cannot be asked for again.
 
     Example: executor dead discard 3f9c… --yes
     """
+    letters.ids_or_all(task_ids, filters, every=every)
+    if task_ids and not yes and not sys.stdin.isatty():
+        raise click.UsageError("Off a terminal, confirm with --yes.")
     config = state().config()
-    if not yes:
-        if not sys.stdin.isatty():
-            raise click.UsageError("Off a terminal, confirm with --yes.")
-        what = task_ids[0] if len(task_ids) == 1 else f"{len(task_ids)} dead letters"
-        click.confirm(f"Discard {what}?", abort=True, err=True)
     of_tenant = pick_tenant(config, tenant)
-    for task_id in run_async(_discard(config, of_tenant, task_ids), "NATS"):
-        state().out.data({"schema": "executor.discarded/1", "id": task_id}, f"discarded {task_id}")
-
-
-async def _discard(config: Config, tenant: str, ids: tuple[str, ...]) -> list[str]:
     path = config.path("host.key_file")
     if path is None:
         raise ExecutorError("config.missing", "`host.key_file` is not set: records are signed")
-    key, environment = read_key(path), config.text("host.environment")
-    now = time.time_ns() // 1_000_000
+    key = read_key(path)
+
+    async def choose() -> list[Chosen]:
+        async with await Client.from_config(config, of_tenant) as client:
+            return await letters.choose(client, task_ids, filters, lambda _letter: None)
+
+    chosen = run_async(choose(), "NATS")
+    if not chosen:
+        state().out.say("no dead letters match: nothing to discard")
+        return
+    letters.confirm(chosen, "discard", yes=yes)
+    letters.run_batch(_discard(config, of_tenant, key, chosen), len(chosen))
+
+
+async def _discard(config: Config, tenant: str, key: SecretKey, chosen: list[Chosen]) -> None:
+    environment = config.text("host.environment")
     async with await Client.from_config(config, tenant) as client:
         outbox = Outbox(client.connection)
         await outbox.start()
+
+        async def close(one: Chosen) -> Line:
+            letter = await letters.unchanged(client, one)
+            record = replace(letter.record, discarded_at=output.now_ms())
+            subject = subjects.dead(tenant, letter.task, letter.id)
+            # A letter that was written in version 2 stays one: what could read it still can.
+            version = envelope.record_version(record)
+            draft = Draft("dead", subjects.audience(environment, subject), letter.id,
+                          envelope.encode_record(record, version), version)  # fmt: skip
+            (body,) = seal.seal(key, [draft], at=output.now_ms())
+            await _supersede(outbox, Outgoing(
+                subject, body, once=subjects.either(tenant, letter.task, letter.id),
+                expected_sequence=letter.sequence,
+            ))  # fmt: skip
+            return {"schema": "executor.discarded/1", "id": letter.id}, f"discarded {letter.id}"
+
         try:
-            letters = [await _letter(client, task_id) for task_id in dict.fromkeys(ids)]
-            for letter in letters:
-                subject = subjects.dead(letter.tenant, letter.task, letter.id)
-                payload = envelope.encode_record(replace(letter.record, discarded_at=now))
-                draft = Draft("dead", subjects.audience(environment, subject), letter.id, payload)
-                (body,) = seal.seal(key, [draft], at=now)
-                await _supersede(outbox, Outgoing(
-                    subject, body, once=subjects.either(letter.tenant, letter.task, letter.id),
-                    expected_sequence=letter.sequence,
-                ))  # fmt: skip
+            await letters.each(chosen, close, what="discarding")
         finally:
             await outbox.stop()
-    return [letter.id for letter in letters]
 
 
 async def _supersede(outbox: Outbox, outgoing: Outgoing) -> None:
@@ -240,6 +265,93 @@ async def _supersede(outbox: Outbox, outgoing: Outgoing) -> None:
     answer = await answered
     if not isinstance(answer, Stored):
         raise ExecutorError("transport.publish-unconfirmed", type(answer).__name__.lower())
+
+
+@dead.command("export")
+@letters.with_filters
+@click.argument("task_ids", metavar="[ID...]", nargs=-1)
+@click.option("-o", "--output", "path", type=click.Path(path_type=Path), metavar="FILE",
+              help="A new file, in place of stdout.")  # fmt: skip
+def export(
+    task_ids: tuple[str, ...], tenant: str | None, filters: Filters, path: Path | None
+) -> None:
+    """Write dead letters as JSON lines, with the bytes they came from.
+
+    Those in base64. By id, a discarded one too; else all that match the filters.
+
+    Example: executor dead export --code guest -o letters.jsonl
+    """
+    if task_ids:
+        letters.ids_or_all(task_ids, filters, every=False)
+    config = state().config()
+    of_tenant = pick_tenant(config, tenant)
+    count = run_async(_export(config, of_tenant, task_ids, filters, path), "NATS")
+    where = f" in {path}" if path else ""
+    if count or not filters.given:
+        state().out.say(f"{output.count(count, 'dead letter')}{where}")
+    else:
+        state().out.say(f"no dead letters match{where}")
+
+
+async def _export(
+    config: Config, tenant: str, ids: tuple[str, ...], filters: Filters, path: Path | None
+) -> int:
+    count = 0
+    async with await Client.from_config(config, tenant) as client:
+        # Before the file is made: an id that is none leaves no file.
+        named = [await letters.letter_of(client, task_id) for task_id in dict.fromkeys(ids)]
+        write, close = _sink(path)
+        whole = False
+        try:
+            for letter in named:
+                write(_exported(letter))
+            count = len(named)
+            if not ids:
+                async for letter in letters.matching(client, filters):
+                    write(_exported(letter))
+                    count += 1
+            whole = True
+        finally:
+            close(whole)
+    return count
+
+
+def _exported(letter: TaskOutcome) -> str:
+    fields = outcome_fields(letter) | {"schema": "executor.dead/1"}
+    origin = letter.record.origin
+    if origin is not None:
+        fields["original"]["base64"] = base64.b64encode(origin.data).decode("ascii")
+    # ASCII alone: a terminal shows it, and every reader of JSON takes it.
+    return json.dumps(fields, default=str)
+
+
+def _sink(path: Path | None) -> tuple[Callable[[str], None], Callable[[bool], None]]:
+    """Where lines go, and how it ends: a file that could not be written whole is removed."""
+    if path is None:
+        return click.echo, lambda _whole: None
+    try:
+        # Not for others: what was asked may be anybody's data. Never over an existing file.
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as error:
+        raise unwritable(path, error) from None
+    file = os.fdopen(fd, "w", encoding="ascii")
+
+    def write(line: str) -> None:
+        try:
+            file.write(f"{line}\n")
+        except OSError as error:
+            raise unwritable(path, error) from None
+
+    def close(whole: bool) -> None:  # noqa: FBT001 - the only thing it takes
+        try:
+            file.close()
+        except OSError as error:
+            path.unlink()
+            raise unwritable(path, error) from None
+        if not whole:
+            path.unlink()
+
+    return write, close
 
 
 VERBS = (dead,)

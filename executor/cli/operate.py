@@ -219,11 +219,15 @@ def outcome_fields(outcome: TaskOutcome) -> dict[str, Any]:
         return (
             fields
             | output.content(record.output, record.content_type)
-            | {"degraded": record.degraded}
+            | {"degraded": record.degraded, "cause": record.cause or None}
         )
     fields |= {"message": output.failure_text(record.code, record.message), "hint": record.hint,
                "facts": dict(record.facts), "logs": output.log_fields(record.logs),
-               "discarded_at": record.discarded_at or None}  # fmt: skip
+               "discarded_at": record.discarded_at or None, "limits": dict(record.limits),
+               "last_calls": [{"function": name, "status": status,
+                               "ended": output.call_text(status) or "ok"}
+                              for name, status in record.last_calls],
+               "signers": list(record.signers)}  # fmt: skip
     if record.origin is not None:
         fields["original"] = {
             "subject": record.origin.subject, "size": record.origin.size,
@@ -258,6 +262,8 @@ def show_outcome(outcome: TaskOutcome) -> None:
         f"ok  {outcome.task}  attempt {record.attempt} of {record.attempts_max}  "
         f"{output.used(record.receipt)}"
     )
+    if record.degraded:
+        out.say(f"degraded: a fallback stood in for {record.cause or 'a failure'}")
 
 
 @click.command("submit", cls=Verb)

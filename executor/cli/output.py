@@ -18,7 +18,8 @@ from typing import Any, Final
 
 import click
 
-from executor.core import envelope
+from executor.core import abi, envelope
+from executor.core.frames import UNRETURNED
 from executor.errors import TABLE, ExecutorError
 from executor.model import Receipt
 from executor.telemetry import escape
@@ -217,14 +218,24 @@ def used(receipt: Receipt) -> str:
     )
 
 
+def call_text(status: int) -> str:
+    """How a host call ended, for people; "" for one that returned well."""
+    return "did not return" if status == UNRETURNED else abi.ERRORS.get(status, "")
+
+
 def timestamp(ms: int) -> str:
     """ISO 8601, UTC."""
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(ms / 1000)) + f".{ms % 1000:03d}Z"
 
 
-def age(ms: int, now_ms: int) -> str:
+def now_ms() -> int:
+    """The time now, in ms."""
+    return time.time_ns() // 1_000_000
+
+
+def age(ms: int, now: int) -> str:
     """How long ago, in one unit."""
-    seconds = max(0, now_ms - ms) // 1000
+    seconds = max(0, now - ms) // 1000
     for unit, length in (("d", 86_400), ("h", 3_600), ("m", 60)):
         if seconds >= length:
             return f"{seconds // length} {unit}"

@@ -1,10 +1,13 @@
-"""The typed envelope of every message body, version 1: bytes to values and back.
+"""The typed envelope of every message body, versions 1 and 2: bytes to values and back.
 
 A message on NATS is one flat msgpack map. `typ` says what it is, `aud` binds it to an environment
 and a subject, and unknown fields, duplicate keys and nesting are refused. A `task` envelope is the
 submitter's; `retry`, `result` and `dead` carry an opaque payload under an executor's signature
 (`core.seal` makes and checks it; payloads are decoded only afterwards). A message with a `Task-Id`
 header is the raw form: its body is the input.
+
+Version 2 adds what a record says of an attempt: limits, last host calls, signers, cause. Readers
+take both; a message says the lowest version that can hold it, so that an older host reads it.
 
 Nothing here decodes a task's input.
 """
@@ -18,6 +21,7 @@ from typing import Final
 import msgpack
 
 from executor.core import subjects
+from executor.core.frames import LAST_CALLS_MAX
 from executor.core.signature import Proof
 from executor.errors import ExecutorError
 from executor.model import (
@@ -30,7 +34,8 @@ from executor.model import (
     TaskRequest,
 )
 
-VERSION: Final = 1
+VERSION: Final = 2
+VERSIONS: Final = (1, 2)  # what is read
 # The input cap plus room for the other fields. A retry adds its signature and history, a dead
 # letter its report, and both still fit the 1 MiB that a NATS server accepts by default.
 MESSAGE_MAX: Final = PAYLOAD_MAX + 16 * KIB
@@ -39,6 +44,7 @@ RETRY_MAX: Final = MESSAGE_MAX + 8 * KIB
 PREFIX_MAX: Final = 4 * KIB
 HISTORY_MAX: Final = 16
 TAIL_LINES_MAX: Final = 16
+SIGNERS_MAX: Final = 16
 
 TASK_ID: Final = "Task-Id"
 CONTENT_TYPE: Final = "Content-Type"
@@ -69,6 +75,7 @@ class Sealed:
     iat: int
     payload: bytes
     proof: Proof
+    version: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +86,7 @@ class Draft:
     aud: str
     id: str
     payload: bytes
+    version: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +128,12 @@ class Record:
     logs: tuple[tuple[int, str], ...] = ()
     origin: Origin | None = None
     discarded_at: int = 0  # ms; set when an operator closed the dead letter
+    # Version 2.
+    limits: tuple[tuple[str, int], ...] = ()  # of the attempt that failed
+    # Function and how it ended: 0, a number of `abi.ERRORS`, or `frames.UNRETURNED`.
+    last_calls: tuple[tuple[str, int], ...] = ()
+    signers: tuple[str, ...] = ()  # publishers whose signatures admitted the module
+    cause: str = ""  # of a degraded result: the code that a fallback stood in for
 
 
 def _malformed(detail: str) -> ExecutorError:
@@ -211,6 +225,12 @@ class _Fields:
                 raise _malformed(f"`{name}` has a row of another type")
         return tuple(map(tuple, value))
 
+    def texts(self, name: str) -> tuple[str, ...]:
+        value = self._values.pop(name, [])
+        if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+            raise _malformed(f"`{name}` is no list of texts")
+        return tuple(value)
+
     def done(self) -> None:
         if self._values:
             raise _malformed(f"unknown field `{min(map(str, self._values))[:64]}`")
@@ -229,7 +249,7 @@ def encode_task(request: TaskRequest, environment: str) -> bytes:
     }  # fmt: skip
     body: bytes = msgpack.packb(
         {
-            "v": VERSION, "typ": "task", "aud": subjects.audience(environment, subject),
+            "v": 1, "typ": "task", "aud": subjects.audience(environment, subject),
             "id": request.id, "input": request.input,
             **{name: value for name, value in optional.items() if value},
         }
@@ -237,10 +257,12 @@ def encode_task(request: TaskRequest, environment: str) -> bytes:
     return body
 
 
-def _check_head(fields: _Fields) -> str:
-    if fields.count("v") != VERSION:
-        raise ExecutorError("message.version-unknown", f"this host reads version {VERSION}")
-    return fields.text("typ", most=16)
+def _check_head(fields: _Fields) -> tuple[str, int]:
+    version = fields.count("v")
+    if version not in VERSIONS:
+        known = f"this host reads versions {VERSIONS[0]} to {VERSIONS[-1]}"
+        raise ExecutorError("message.version-unknown", known)
+    return fields.text("typ", most=16), version
 
 
 def _task(fields: _Fields, tenant: str, name: str, aud: str, input_max: int) -> TaskRequest:
@@ -304,9 +326,9 @@ def decode_task(
         return _raw(headers, data, tenant, name, input_max)
     _check_size(len(data), RETRY_MAX)
     fields = _Fields(unpack(data, lists=False))
-    typ = _check_head(fields)
+    typ, version = _check_head(fields)
     if typ == "retry":
-        return _sealed(fields, typ)
+        return _sealed(fields, typ, version)
     if typ != "task":
         raise _malformed(f"`typ` is `{typ}` on a task subject")
     _check_size(len(data), MESSAGE_MAX)
@@ -323,14 +345,14 @@ def encode_sealed(sealed: Sealed) -> bytes:
     """The body of an authenticated envelope."""
     proof = sealed.proof
     body: bytes = msgpack.packb({
-        "v": VERSION, "typ": sealed.typ, "aud": sealed.aud, "id": sealed.id, "by": sealed.by,
+        "v": sealed.version, "typ": sealed.typ, "aud": sealed.aud, "id": sealed.id, "by": sealed.by,
         "iat": sealed.iat, "payload": sealed.payload, "count": proof.count, "index": proof.index,
         "path": proof.path, "sig": proof.signature,
     })  # fmt: skip
     return body
 
 
-def _sealed(fields: _Fields, typ: str) -> Sealed:
+def _sealed(fields: _Fields, typ: str, version: int) -> Sealed:
     sealed = Sealed(
         typ=typ, aud=fields.text("aud", most=_AUDIENCE_MAX), id=fields.text("id", most=64),
         by=fields.text("by", most=64), iat=fields.count("iat"), payload=fields.data("payload"),
@@ -338,6 +360,7 @@ def _sealed(fields: _Fields, typ: str) -> Sealed:
             count=fields.count("count"), index=fields.count("index"),
             path=fields.data("path"), signature=fields.data("sig"),
         ),
+        version=version,
     )  # fmt: skip
     fields.done()
     return sealed
@@ -346,7 +369,7 @@ def _sealed(fields: _Fields, typ: str) -> Sealed:
 def decode_sealed(data: bytes) -> Sealed:
     """The authenticated envelope in `data`, unproved. Errors  `message.*`."""
     fields = _Fields(unpack(data, lists=False))
-    return _sealed(fields, _check_head(fields))
+    return _sealed(fields, *_check_head(fields))
 
 
 def origin_of(delivery: Delivery, sha256: str) -> Origin:
@@ -404,8 +427,13 @@ def decode_retry(
 _RECEIPT: Final = tuple(Receipt.__dataclass_fields__)
 
 
-def encode_record(record: Record) -> bytes:
-    """The payload of a `result` or `dead` envelope."""
+def record_version(record: Record) -> int:
+    """The lowest version that can hold `record`."""
+    return 2 if record.limits or record.last_calls or record.signers or record.cause else 1
+
+
+def encode_record(record: Record, version: int = VERSION) -> bytes:
+    """The payload of a `result` or `dead` envelope; what `version` cannot hold is left out."""
     values: dict[str, object] = {
         "task": record.task, "attempt": record.attempt, "attempts_max": record.attempts_max,
         "submitted_at": record.submitted_at, "finished_at": record.finished_at,
@@ -422,12 +450,17 @@ def encode_record(record: Record) -> bytes:
             values |= _origin_fields(record.origin)
     else:
         values |= {"output": record.output, "ct": record.content_type, "degraded": record.degraded}
+    if version > 1:
+        values |= {
+            "limits": record.limits[:_ITEMS_MAX], "last_calls": record.last_calls[-LAST_CALLS_MAX:],
+            "signers": record.signers[:SIGNERS_MAX], "cause": record.cause,
+        }  # fmt: skip
     # Empty values are left out: a record of the common case is a third of the size.
     payload: bytes = msgpack.packb({name: value for name, value in values.items() if value})
     return payload
 
 
-def decode_record(typ: str, payload: bytes) -> Record:
+def decode_record(typ: str, payload: bytes, version: int = VERSION) -> Record:
     """The record in a payload whose seal was checked. Errors  `message.malformed`."""
     fields = _Fields(unpack(payload, lists=True))
     receipt = Receipt(**{
@@ -450,10 +483,20 @@ def decode_record(typ: str, payload: bytes) -> Record:
         logs=tuple((_level(n), str(t)) for n, t in fields.rows("logs", int, str)),
         origin=_read_origin(fields), discarded_at=fields.count("discarded_at", 0),
     )  # fmt: skip
+    if version > 1:
+        record = replace(
+            record, limits=_pairs(fields, "limits"), last_calls=_pairs(fields, "last_calls"),
+            signers=fields.texts("signers"), cause=fields.text("cause", most=64, default=""),
+        )  # fmt: skip
     fields.done()
     if (typ == "dead") != bool(record.code):
         raise _malformed(f"a `{typ}` that is none")
     return record
+
+
+def _pairs(fields: _Fields, name: str) -> tuple[tuple[str, int], ...]:
+    rows = fields.rows(name, str, int)
+    return tuple((str(key), value) for key, value in rows if isinstance(value, int))
 
 
 def _level(value: object) -> int:

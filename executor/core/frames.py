@@ -33,6 +33,10 @@ WINDOW_TASKS: Final = 96
 WINDOW_BYTES: Final = 256 * KIB
 MODULES_MAX: Final = 64
 IMPORTS_MAX: Final = 1_000
+# Of a failed attempt: enough to see what the guest was at, a row of a few bytes each.
+LAST_CALLS_MAX: Final = 8
+# In place of a call's error number: it had not returned.
+UNRETURNED: Final = 1
 
 _LENGTH: Final = struct.Struct(">I")
 # What a record can hold: a sandbox must not make a number that nobody can read back.
@@ -99,7 +103,11 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The last frame of an attempt. `code` is "" for a result; `facts` are names and values."""
+    """The last frame of an attempt. `code` is "" for a result; `facts` are names and values.
+
+    `last_calls` are the last host calls of a failure, the newest last: function and 0, an error
+    number of `core.abi`, or `UNRETURNED`.
+    """
 
     seq: int
     code: str
@@ -115,6 +123,7 @@ class Done:
     host_us: int
     host_calls: int
     facts: tuple[tuple[str, str], ...]
+    last_calls: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +222,10 @@ def _bytes(size: int) -> Check:
     return lambda value: type(value) is bytes and len(value) <= size
 
 
+def _function(value: Any) -> bool:
+    return type(value) is str and value in abi.FUNCTIONS
+
+
 def _bool(value: object) -> bool:
     return type(value) is bool
 
@@ -250,6 +263,7 @@ _FRAMES: Final[tuple[tuple[type, tuple[Check, ...]], ...]] = (
         _SEQ, _text(64), _text(abi.FAIL_MESSAGE_MAX), _bool, _int(-1, 2**63 - 1),
         _bytes(PAYLOAD_MAX), _list(256, _int(0, 3), _text(abi.LOG_LINE_MAX)), *[_COUNT] * 6,
         _list(32, _text(64), _text(512)),
+        _list(LAST_CALLS_MAX, _function, _int(-16, UNRETURNED)),
     )),
     (Compile, (_COUNT, _bool)),
     (Compiled, (
@@ -435,6 +449,8 @@ class Conversation:
             raise _violation("a code that a sandbox may not claim")
         if len(done.output) > head.output_bytes:
             raise _violation("more output than its limit")
+        if done.last_calls and not done.code:
+            raise _violation("last calls of a result")
         self._bytes -= len(self._queue.popleft().input)
         self._calls = 0
 

@@ -83,7 +83,7 @@ class Opener:
                 sealed, typ=typ, subject=subject.removeprefix("stored."), task_id=task_id,
                 tenant=tenant, stored_at=stored_at,
             )  # fmt: skip
-            record = envelope.decode_record(typ, sealed.payload)
+            record = envelope.decode_record(typ, sealed.payload, sealed.version)
         except ExecutorError as error:
             raise NotAuthenticError(error.message) from error
         if record.task != name:
@@ -105,6 +105,6 @@ def seal(key: SecretKey, drafts: Sequence[Draft], *, at: int) -> list[bytes]:
     leaves = [signature.leaf(d.typ, d.aud, d.id, by, at, d.payload) for d in drafts]
     proofs = signature.sign_batch(key, leaves)
     return [
-        envelope.encode_sealed(Sealed(d.typ, d.aud, d.id, by, at, d.payload, proof))
+        envelope.encode_sealed(Sealed(d.typ, d.aud, d.id, by, at, d.payload, proof, d.version))
         for d, proof in zip(drafts, proofs, strict=True)
     ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import codecs
 import re
+from collections import deque
 from collections.abc import Callable
 from time import perf_counter_ns
 from typing import Final
@@ -17,7 +18,7 @@ from typing import Final
 from executor.capabilities import clock, random
 from executor.capabilities.log import LogBook
 from executor.core import abi
-from executor.core.frames import Answer, Call, Run
+from executor.core.frames import LAST_CALLS_MAX, UNRETURNED, Answer, Call, Run
 from executor.sandbox.machine import Bug, Ended, Machine
 from executor.sandbox.memory import U32_MASK, GuestMemory
 from executor.sizes import PAYLOAD_MAX
@@ -50,7 +51,7 @@ class Attempt:
 
     __slots__ = (
         "_mediate", "_unpaid", "calls", "copied", "failure", "host_ns", "last_call", "log",
-        "machine", "mediated", "memory", "output", "park", "run", "unavailable",
+        "machine", "mediated", "memory", "output", "park", "recent", "run", "unavailable",
     )  # fmt: skip
 
     def __init__(self, run: Run, machine: Machine, mediate: Mediate) -> None:
@@ -66,6 +67,7 @@ class Attempt:
         self.mediated = 0
         self.host_ns = 0
         self.last_call = ""
+        self.recent: deque[tuple[str, int]] = deque(maxlen=LAST_CALLS_MAX)
         self.unavailable = False
         self._unpaid = 0
         self._mediate = mediate
@@ -157,17 +159,22 @@ class Host:
         """The host function `name` of `core.abi`, taking integers as the engine gives them."""
         act = _ACTS[name]
         empties_park = abi.FUNCTIONS[name].module != abi.TASK
+        # Made once: every call notes itself, and most of them return well.
+        began, returned = (name, UNRETURNED), (name, 0)
 
         def call(*arguments: int) -> int | None:
             begin = perf_counter_ns()
             attempt = self._attempt
             if attempt is None:
                 raise Bug("a host call without an attempt")
+            attempt.recent.append(began)
             try:
                 memory = attempt.enter(name)
                 if empties_park:
                     attempt.park = b""
                 result = act(attempt, memory, *arguments)
+                refused = result is not None and result in abi.ERRORS
+                attempt.recent[-1] = (name, result or 0) if refused else returned
             finally:
                 attempt.host_ns += perf_counter_ns() - begin
             if attempt.host_ns > attempt.run.host_ms * 1_000_000:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Final, NewType
 
 from executor.core.envelope import Origin
-from executor.core.frames import Done
+from executor.core.frames import LAST_CALLS_MAX, Done
 from executor.core.manifest import Manifest
 from executor.core.settlement import Settlement
 from executor.model import (
@@ -67,10 +68,10 @@ class Admitted:
 
 @dataclass(frozen=True, slots=True)
 class Instead:
-    """A fallback's module runs: what for, with whose authority, and the end without it."""
+    """A fallback's module runs: what for, in place of which module, and the end without it."""
 
     fallback: Fallback
-    bound: Authority
+    admitted: Admitted  # the task's own: its authority is the bound
     settlement: Settlement
     finished: Finished
 
@@ -92,6 +93,8 @@ class Job:
     charged: float = 0.0  # fuel, to its tenant's account
     started_at: float = 0.0  # loop time, as the status page said at its last call
     calls: dict[str, int] = field(default_factory=dict)  # mediated ones, by function
+    # Mediated ones as in `frames.Done`: all that is known of a sandbox that was killed.
+    last_calls: deque[tuple[str, int]] = field(default_factory=lambda: deque(maxlen=LAST_CALLS_MAX))
     unavailable: str = ""  # the function whose service the mediator found down
     unavailable_ms: int = -1  # for how long yet, where its breaker knows
     stranded: int = 0  # sandboxes that died with it first in line and did not say who ran
@@ -100,6 +103,11 @@ class Job:
     instead: Instead | None = None  # what its fallback stands in for
     degraded: str = ""  # the code of the failure that its fallback took the place of
     followers: list[Job] = field(default_factory=list)  # deliveries of the same id that wait
+
+    def forget_calls(self) -> None:
+        """Another run begins; a call of the one before may still be served, and notes its end."""
+        if self.last_calls:
+            self.last_calls = deque(maxlen=LAST_CALLS_MAX)
 
     @property
     def name(self) -> str:
@@ -130,7 +138,8 @@ def finished(job: Job, done: Done, engine: str, containment: str) -> Finished:
     )  # fmt: skip
     logs = tuple(LogLine(level, text) for level, text in done.logs)
     if not done.code:
-        return Finished(Result(done.output, admitted_of(job).manifest.output), receipt, logs)
+        result = Result(done.output, admitted_of(job).manifest.output)
+        return Finished(result, receipt, logs, job.limits)
     code, message, after_ms = done.code, done.message, done.retry_after_ms
     if code == "capability.unavailable":
         code = "guest.failed"  # whether a service was down the mediator knows, not the sandbox
@@ -145,7 +154,7 @@ def finished(job: Job, done: Done, engine: str, containment: str) -> Finished:
         code, message, facts=facts, transient=done.transient,
         retry_after_ms=after_ms,
     )  # fmt: skip
-    return Finished(failure, receipt, logs)
+    return Finished(failure, receipt, logs, job.limits, done.last_calls)
 
 
 def killed(job: Job, code: str, facts: Facts, engine: str, containment: str) -> Finished:
@@ -154,4 +163,5 @@ def killed(job: Job, code: str, facts: Facts, engine: str, containment: str) -> 
     if code == "limit.deadline-exceeded":
         facts = (("deadline_ms", job.limits.deadline_ms), *facts[1:])
     receipt = _receipt(job, engine, containment, guest_us=elapsed_us)
-    return Finished(Failure(code, "", facts=facts), receipt)
+    failure = Failure(code, "", facts=facts)
+    return Finished(failure, receipt, (), job.limits, tuple(job.last_calls))

@@ -13,7 +13,7 @@ from typing import Final
 
 from executor.capabilities import kv
 from executor.core import abi
-from executor.core.frames import Answer, Call
+from executor.core.frames import UNRETURNED, Answer, Call
 from executor.supervisor.breakers import Breakers
 from executor.supervisor.guards import target_of
 from executor.supervisor.job import Job
@@ -34,7 +34,10 @@ class Mediator:
     async def serve(self, job: Job, call: Call) -> Answer:
         """Re-check the grant, bound the arguments, act, answer."""
         job.calls[call.function] = job.calls.get(call.function, 0) + 1
+        calls = job.last_calls  # of this run: the job may have another one before this call ends
+        calls.append((call.function, UNRETURNED))
         status, data = await self._act(job, call)
+        calls[-1] = (call.function, min(status, 0))
         if status == abi.UNAVAILABLE:
             job.unavailable = call.function
         if status < 0:

@@ -206,6 +206,7 @@ class Pipeline:
         if job.settled or job.ended:
             return
         job.admitted = admitted
+        job.forget_calls()
         held_up = self.guards.held_up(job, admitted)
         if held_up is not None:
             self.on_finished(job, Finished(held_up, Receipt()))
@@ -277,8 +278,8 @@ class Pipeline:
         if fallback is None:
             self._settle(job, settlement, finished)
         elif fallback.task and job.admitted is not None:
-            bound = job.admitted.authority
-            job.instead, job.ended = Instead(fallback, bound, settlement, finished), False
+            job.instead = Instead(fallback, job.admitted, settlement, finished)
+            job.ended = False
             self._start(job, self._fall_back(job, job.instead))
         elif fallback.task:
             # Nobody knows how far the task's own authority would have reached.
@@ -290,7 +291,7 @@ class Pipeline:
         """Run another module in place of the task's own, with the task's authority at most."""
         tenant, task = job.request.tenant, instead.fallback.task
         try:
-            other = bounded(await self.registry.admit(tenant, task), instead.bound)
+            other = bounded(await self.registry.admit(tenant, task), instead.admitted.authority)
         except ExecutorError as error:
             self._end_fallback(job, Finished(as_failure(error), Receipt()), instead)
             return
@@ -299,12 +300,14 @@ class Pipeline:
             self._end_fallback(job, Finished(held_up, Receipt()), instead)
         elif not job.settled and not job.ended:
             job.admitted = other
+            job.forget_calls()
             job.limits = policy.for_request(other.authority, job.request.limits)
             self.pool.dispatch(job)
 
     def _end_fallback(self, job: Job, finished: Finished, instead: Instead) -> None:
         job.ended = True
         if isinstance(finished.outcome, Failure):
+            job.admitted = instead.admitted  # the record is the task's own again
             first = failed_too(instead.finished, finished.outcome.code)
             self._settle(job, instead.settlement, first)
         else:

@@ -73,6 +73,7 @@ def assemble(
         # The two know each other: the names are looked up when they are called.
         on_settled=lambda job, what: pipeline.on_settled(job, what),  # noqa: PLW0108
         now_ms=lambda: pipeline.now_ms(),  # noqa: PLW0108
+        version=config.number("delivery.envelope_version"),
     )  # fmt: skip
     breakers = Breakers(
         board=ports.board, environment=config.text("host.environment"),

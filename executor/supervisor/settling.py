@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Final
 
 from executor.core import envelope, seal, subjects
@@ -56,6 +56,7 @@ class Settler:
     telemetry: Telemetry
     on_settled: OnSettled
     now_ms: Callable[[], int]
+    version: int = envelope.VERSION  # the highest that is written
     publish_s: float = 30.0
     _waiting: list[tuple[Job, Draft, Outgoing]] = field(default_factory=list)
     _looks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -83,14 +84,18 @@ class Settler:
                 tenant, task, task_id
             )
             record = self._record(job, settlement, finished)
-            draft = self._draft(kind, subject, task_id, envelope.encode_record(record))
+            version = min(envelope.record_version(record), self.version)
+            payload = envelope.encode_record(record, version)
+            draft = self._draft(kind, subject, task_id, payload, version)
             outgoing = Outgoing(subject, b"", once=subjects.either(tenant, task, task_id))
         if not self._waiting:
             asyncio.get_running_loop().call_soon(self._seal)
         self._waiting.append((job, draft, outgoing))
 
-    def _draft(self, typ: str, subject: str, task_id: str, payload: bytes) -> Draft:
-        return Draft(typ, subjects.audience(self.environment, subject), task_id, payload)
+    def _draft(
+        self, typ: str, subject: str, task_id: str, payload: bytes, version: int = 1
+    ) -> Draft:
+        return Draft(typ, subjects.audience(self.environment, subject), task_id, payload, version)
 
     def _record(self, job: Job, settlement: Settlement, finished: Finished) -> Record:
         request, outcome = settlement.request, finished.outcome
@@ -104,12 +109,15 @@ class Settler:
         if isinstance(outcome, Result):
             return replace(
                 record, output=outcome.output, content_type=outcome.content_type,
-                degraded=bool(job.degraded),
+                degraded=bool(job.degraded), cause=job.degraded,
             )  # fmt: skip
+        limits = asdict(finished.limits) if finished.limits else {}
         return replace(
             record, code=settlement.code or outcome.code, message=outcome.message,
             hint=outcome.hint or TABLE[outcome.code].hint, facts=outcome.facts,
-            logs=_tail(finished), origin=job.origin,
+            logs=_tail(finished), origin=job.origin, limits=tuple(limits.items()),
+            last_calls=finished.last_calls,
+            signers=job.admitted.publishers if job.admitted else (),
         )  # fmt: skip
 
     def _seal(self) -> None:

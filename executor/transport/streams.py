@@ -51,6 +51,7 @@ class Options:
     max_ack_pending: int = 8_192
     message_max_bytes: int = MESSAGE_MAX_BYTES
     outcome_age_ms: int = 7 * 24 * 3600 * 1000
+    outcome_max_bytes: int = 1024 * _MIB  # of each tenant; the server reserves it
     duplicate_window_ms: int = 120_000
     control_max_bytes: int = 64 * _MIB
     tenant_kv_max_bytes: int = 64 * _MIB
@@ -122,6 +123,10 @@ def _outcomes(tenant: str, options: Options) -> Config:
         ),
         "retention": "limits",
         "max_age": options.outcome_age_ms * _MS,
+        # A full disk would end the work of all: the oldest outcomes go, and with them what is
+        # known of their ids.
+        "max_bytes": options.outcome_max_bytes,
+        "discard": "old",
         "max_msg_size": options.message_max_bytes,
         "allow_direct": True,
         "allow_rollup_hdrs": False,

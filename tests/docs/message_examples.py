@@ -44,8 +44,10 @@ def _shown(data: bytes) -> object:
     return plain(msgpack.unpackb(data))
 
 
-def _sealed(typ: str, subject: str, payload: bytes) -> Iterator[tuple[str, object]]:
-    draft = Draft(typ, subjects.audience("dev", subject), REQUEST.id, payload)
+def _sealed(
+    typ: str, subject: str, payload: bytes, version: int = 1
+) -> Iterator[tuple[str, object]]:
+    draft = Draft(typ, subjects.audience("dev", subject), REQUEST.id, payload, version)
     (body,) = seal.seal(KEY, [draft], at=NOW)
     yield f"`{typ}` on `{subject}`", _shown(body)
     yield f"the payload of that `{typ}`", _shown(payload)
@@ -71,8 +73,11 @@ def pages() -> Iterator[tuple[str, object]]:
         message="unreachable in parse_header", hint="the trap's frames name the function",
         facts=(("frame0", "parse_header"),), logs=((1, "greeting 5 bytes"),), origin=origin,
         history=(PastAttempt(1, "guest.trap", NOW + 4),),
+        limits=(("fuel", 1_000_000_000), ("memory_bytes", 67_108_864), ("deadline_ms", 500)),
+        last_calls=(("input_read", 0), ("kv_get", -1), ("log_write", 0)), signers=("author",),
     )  # fmt: skip
-    yield from _sealed("dead", "dead.acme.hello.3f9c01", envelope.encode_record(letter))
+    payload = envelope.encode_record(letter)
+    yield from _sealed("dead", "dead.acme.hello.3f9c01", payload, envelope.record_version(letter))
     live = Release("acme", "hello", DIGEST, "1.0.0")
     yield "`release` under `release.acme.hello` in CONTROL", _shown(release.encode(live, "dev"))
 

@@ -36,6 +36,7 @@ HAPPY = {
     "dead show": (["dead", "show", "bad"], "executor.outcome/1"),
     "dead retry": (["dead", "retry", "bad"], "executor.submitted/1"),
     "dead discard": (["dead", "discard", "{dead}", "--yes"], "executor.discarded/1"),
+    "dead export": (["dead", "export", "bad"], "executor.dead/1"),
     "pause": (["pause", "wordcount-zig"], "executor.paused/1"),
     "resume": (["resume", "wordcount-zig"], "executor.paused/1"),
     "quarantine add": (["quarantine", "add", f"sha256:{'ab' * 32}"], "executor.quarantine/1"),
@@ -60,8 +61,8 @@ HAPPY = {
 VERBS = [
     "demo", "init", "run", "build", "sign", "verify", "inspect", "keygen", "publish", "serve",
     "submit", "result", "cancel", "dead list", "dead show", "dead retry", "dead discard",
-    "pause", "resume", "quarantine list", "quarantine add", "quarantine lift", "top", "health",
-    "tenant list", "tenant add", "tenant remove",
+    "dead export", "pause", "resume", "quarantine list", "quarantine add", "quarantine lift", "top",
+    "health", "tenant list", "tenant add", "tenant remove",
     "nats apply", "nats check", "doctor", "explain", "config show",
     "config check", "help",
 ]  # fmt: skip
@@ -205,6 +206,8 @@ def test_dead_letter_is_shown_whole(house: House) -> None:
     assert found["code"] == "guest.trap"
     assert found["facts"]["frame0"] == "parse_header"
     assert found["original"]["whole"] is True
+    assert found["limits"]["fuel"] == 1_000_000_000
+    assert found["signers"] == ["author"]
 
 
 def test_retry_twice_is_once(house: House) -> None:

@@ -80,6 +80,8 @@ def converse(talk: Conversation, pieces: Sequence[bytes]) -> list[Frame]:
             elif isinstance(event, Done):
                 assert event.code in {"", *frames.GUEST_CODES}
                 assert len(event.output) <= RUN.output_bytes
+                assert len(event.last_calls) <= (frames.LAST_CALLS_MAX if event.code else 0)
+                assert all(name in abi.FUNCTIONS for name, _ in event.last_calls)
         # What is kept is less than one frame.
         assert len(talk._reader._buffer) < frames.FRAME_MAX + 4
     return events
@@ -107,6 +109,7 @@ def done(seq: int, **changes: object) -> Done:
         "seq": seq, "code": "", "message": "", "transient": False, "retry_after_ms": -1,
         "output": b"out", "logs": ((1, "line"),), "log_dropped": 0, "fuel_used": 1,
         "memory_bytes": 1, "guest_us": 1, "host_us": 1, "host_calls": 1, "facts": (("a", "b"),),
+        "last_calls": (),
     }  # fmt: skip
     return Done(**(fields | changes))  # type: ignore[arg-type]  # a test that is wrong fails
 
@@ -122,6 +125,7 @@ def frames_corpus() -> Corpus:
         ("running", [Call(1, 0, "kv_put", b"key", b"value"), done(1)]),
         ("running", [Call(1, 0, "kv_get", b"key", b""), Call(1, 1, "kv_delete", b"key", b"")]),
         ("running", [done(1, code="guest.trap", message="unreachable", output=b"")]),
+        ("running", [done(1, code="guest.trap", last_calls=(("kv_get", -4), ("take", 1)))]),
         ("queued", [done(1), done(2)]),
         ("queued", [done(1), Call(2, 0, "kv_get", b"key", b"")]),
         ("calling", [done(1)]),
@@ -174,6 +178,7 @@ READERS: Final[tuple[Callable[[bytes], object], ...]] = (
     _decode_raw,
     lambda data: release.decode(data, "acme", "resize", environment="dev"),
     envelope.from_msgpack,
+    lambda data: envelope.decode_record("dead", data, 1),
 )
 
 
@@ -193,6 +198,7 @@ def envelope_corpus() -> Corpus:
     letter = Record(
         "resize", 1, 3, 1, 2, Receipt(), code="guest.trap", message="no", facts=(("a", 1),),
         logs=((1, "line"),), origin=Origin("task.acme.resize", b"x", (("Task-Id", "1"),), 1),
+        limits=(("fuel", 7),), last_calls=(("kv_get", -4),), signers=("author",),
     )  # fmt: skip
     payloads = [envelope.encode_record(one) for one in (record, letter)]
     body = envelope.encode_task(ASK, "dev")
@@ -202,6 +208,7 @@ def envelope_corpus() -> Corpus:
     found = (
         body, sealed, *payloads, envelope.encode_retry(ASK, whole), b"id text/plain\0body",
         release.encode(live, "dev"), envelope.to_msgpack({"a": [1, {"b": "c"}]}),
+        envelope.encode_record(letter, 1),
     )  # fmt: skip
     return tuple(bytes([reader]) + data for reader, data in enumerate(found))
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
+from executor import config as configs
+from executor.cli.serving import stream_options
 from executor.core import subjects
 from executor.errors import ExecutorError
-from executor.model import Answer, Delivery, Outgoing, Refused, Stored
-from executor.transport import streams
+from executor.model import Answer, Conflict, Delivery, Outgoing, Refused, Stored
+from executor.transport import records, streams
 from executor.transport.api import ApiError, header_size
 from executor.transport.outbox import Outbox, wire_headers
 from executor.transport.pull import Pull
@@ -60,6 +63,48 @@ def test_drift_is_found_and_mended(server: NatsServer) -> None:
         assert info["config"]["description"] == "an operator's note"
 
     run(body())
+
+
+def test_outcomes_are_bounded_by_size(server: NatsServer) -> None:
+    """A full stream of outcomes drops its oldest, takes the newest, and then knows no dropped id.
+
+    Once-only holds as long as the outcome is kept: that is what a smaller bound costs.
+    """
+
+    async def body() -> None:
+        connection = await connect(server)
+        await streams.apply(connection, [ACME], streams.Options(outcome_max_bytes=1024 * 1024))
+        for number in range(40):
+            await connection.store(f"result.acme.work.id{number}", bytes(64 * 1024))
+        state = (await connection.api("STREAM.INFO.OUTCOMES_acme"))["state"]
+        assert state["bytes"] <= 1024 * 1024
+        assert state["last_seq"] == 40 > state["messages"] > 8
+        assert await records.read_outcome(connection, "acme", "work", "id0") == []
+        assert len(await records.read_outcome(connection, "acme", "work", "id39")) == 1
+        outbox = Outbox(connection)
+        await outbox.start()
+        for number, expected in ((0, Stored), (39, Conflict)):
+            answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+            once = f"*.acme.work.id{number}"
+            outbox.publish(
+                Outgoing(f"dead.acme.work.id{number}", b"again", once=once), answer.set_result, 10
+            )
+            assert isinstance(await answer, expected)
+        await outbox.stop()
+
+    run(body())
+
+
+def test_the_bound_of_outcomes_is_configured(tmp_path: Path) -> None:
+    """`delivery.outcomes_max_mib` is the stream's size, and the oldest go first."""
+    config = configs.parse(
+        "[delivery]\noutcomes_max_mib = 3", folder=tmp_path, name="x", environ={}
+    )
+    options = stream_options(config)
+    (outcomes,) = [
+        wanted for wanted in streams.desired([ACME], options) if wanted["name"] == "OUTCOMES_acme"
+    ]
+    assert (outcomes["max_bytes"], outcomes["discard"]) == (3 * 1024 * 1024, "old")
 
 
 def test_drift_of_the_consumer_is_found_and_mended(server: NatsServer) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -47,6 +48,9 @@ ILLEGAL: dict[str, tuple[Frame | bytes, ...]] = {
     "an end inside a call": (Call(1, 0, "kv_get", b"gate", b""), done(1)),
     "two calls at once": (Call(1, 0, "kv_get", b"gate", b""), Call(1, 1, "kv_get", b"gate", b"")),
     "more output than allowed": (done(1, bytes(1025)),),
+    "last calls of a result": (replace(done(1), last_calls=(("take", 0),)),),
+    "a last call that is none": (replace(done(1, code="guest.trap"), last_calls=(("open", 0),)),),
+    "too many last calls": (replace(done(1, code="guest.trap"), last_calls=(("take", 0),) * 9),),
 }
 
 

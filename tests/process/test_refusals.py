@@ -76,7 +76,7 @@ async def test_deliveries_exhausted() -> None:
         (b"{}", "message.malformed"),
         (envelope.to_msgpack({"v": 1, "typ": "result"}), "message.malformed"),
         (envelope.to_msgpack({"v": 1, "typ": "task", "x": {}}), "message.malformed"),
-        (envelope.to_msgpack({"v": 2, "typ": "task"}), "message.version-unknown"),
+        (envelope.to_msgpack({"v": 3, "typ": "task"}), "message.version-unknown"),
     ],
 )
 async def test_undecodable(body: bytes, code: str) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from executor.core import abi
-from executor.core.frames import Answer, Call, Done
+from executor.core.frames import UNRETURNED, Answer, Call, Done
 from executor.sandbox.machine import Bug
 
 if TYPE_CHECKING:
@@ -291,3 +291,26 @@ def test_initialize_may_loop_only_as_long_as_its_fuel(lab: Lab) -> None:
     """An endless `_initialize` runs out of fuel."""
     done = lab.run('(func (export "_initialize") (loop $l (br $l)))' + RUN + "(i32.const 0))")
     assert done.code == "limit.fuel-exhausted"
+
+
+def test_a_failure_names_its_last_calls(lab: Lab) -> None:
+    """The newest eight calls of a failure are told with how they ended; a result tells none."""
+    look = "(drop (call $kv_get (i32.const 0) (i32.const 1) (i32.const 8) (i32.const 8)))"
+    data = '(data (i32.const 0) "k")'
+    calls = "(drop (call $input_len))" * 7 + look
+    done = lab.run(data + RUN + calls + "(i32.const 7))")
+    assert done.last_calls == (*[("input_len", 0)] * 7, ("kv_get", abi.NOT_FOUND))
+    done = lab.run(data + RUN + "(drop (call $input_len))" + calls + "unreachable)")
+    assert done.last_calls == (*[("input_len", 0)] * 7, ("kv_get", abi.NOT_FOUND))
+    outside = "(call $output_write (i32.const -1) (i32.const 9))"
+    done = lab.run(data + RUN + calls + outside + "(i32.const 0))")
+    assert (done.code, done.last_calls[-1]) == ("guest.bad-pointer", ("output_write", UNRETURNED))
+    assert lab.run(data + RUN + calls + "(i32.const 0))").last_calls == ()
+
+
+def test_a_call_over_the_limit_is_the_last_one(lab: Lab) -> None:
+    """The call that was one too many is named, as one that did not return."""
+    calls = "(drop (call $input_len))(drop (call $clock_now_ns))"
+    done = lab.run(RUN + calls + "(i32.const 0))", calls=1)
+    assert done.code == "limit.calls-exceeded"
+    assert done.last_calls == (("input_len", 0), ("clock_now_ns", UNRETURNED))

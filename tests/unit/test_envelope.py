@@ -13,6 +13,7 @@ from executor.core.envelope import MESSAGE_MAX, RETRY_MAX, Origin, Record, Seale
 from executor.core.seal import seal
 from executor.core.signature import Proof, SecretKey
 from executor.errors import ExecutorError
+from executor.model import FIELDS as LIMITS
 from executor.model import (
     KIB,
     MIB,
@@ -177,7 +178,7 @@ def test_bytes_that_are_no_flat_map(data: bytes) -> None:
 
 
 @pytest.mark.covers("message.version-unknown")
-@pytest.mark.parametrize("v", [0, 2, 7])
+@pytest.mark.parametrize("v", [0, 3, 7])
 def test_other_versions_are_named_as_such(v: int) -> None:
     """A version that this host does not read is told apart from damage, before any other field."""
     assert refusal(pack({"v": v, "unheard": []})) == "message.version-unknown"
@@ -321,7 +322,7 @@ def test_types_are_not_confused() -> None:
     with pytest.raises(ExecutorError, match=r"message\.malformed"):
         envelope.decode_sealed(envelope.encode_task(FULL, "dev"))
     with pytest.raises(ExecutorError, match=r"message\.version-unknown"):
-        envelope.decode_sealed(pack(sealed_fields(v=2)))
+        envelope.decode_sealed(pack(sealed_fields(v=3)))
 
 
 # Retries.
@@ -481,7 +482,10 @@ def test_values_of_another_kind_are_shown_as_text() -> None:
         {"engine": b""}, {"code": 1}, {"message": b"m"}, {"message": "m" * 32_769}, {"hint": 1},
         {"facts": [["a"]]}, {"facts": [[1, 1]]}, {"logs": [["1", "x"]]}, {"logs": [[1, b"x"]]},
         {"logs": [[True, "x"]]}, {"discarded_at": "x"}, {"origin": 1}, {"origin_headers": "x"},
-        {"output": "text"}, {"ct": 1}, {"degraded": 1}, {"unheard": 1},
+        {"output": "text"}, {"ct": 1}, {"degraded": 1}, {"unheard": 1}, {"limits": 1},
+        {"limits": [["fuel"]]}, {"limits": [[1, 1]]}, {"limits": [["fuel", True]]},
+        {"last_calls": "x"}, {"last_calls": [["kv_get", "x"]]}, {"signers": "x"},
+        {"signers": [1]}, {"signers": [["x"]]}, {"cause": 1}, {"cause": "c" * 65},
     ],
     ids=str,
 )  # fmt: skip
@@ -553,10 +557,12 @@ def test_the_largest_task_fits_its_retry_and_its_dead_letter() -> None:
             request.trace, request.history, code="guest.failed", message="😀" * (8 * KIB),
             hint="h" * 4096, facts=tuple(("f" * 64, "😀" * 512) for _ in range(32)),
             logs=tuple((3, "😀" * 512) for _ in range(16)), origin=kept,
+            limits=tuple((n, 2**53 - 1) for n in sorted(LIMITS)), signers=(name,) * 16,
+            last_calls=(("clock_now_ns", -16),) * 8,
         )  # fmt: skip
         payloads = [envelope.encode_retry(request, kept), envelope.encode_record(record)]
         drafts = [
-            envelope.Draft(typ, f"{name}/{typ}.{name}.{name}.{name}", name, payload)
+            envelope.Draft(typ, f"{name}/{typ}.{name}.{name}.{name}", name, payload, 2)
             for typ, payload in zip(("retry", "dead"), payloads, strict=True)
         ]
         retry, dead, *_ = seal(KEY, drafts * 32, at=2**53 - 1)

@@ -38,7 +38,9 @@ RUN: Final = Run(1, 0, b"in", 1, 2, 3, 100, 5, 6, 7, 2)
 READY: Final = Ready(("seccomp", "landlock"), "wasmtime 50")
 CALL: Final = Call(1, 0, "kv_get", b"key", b"")
 ANSWER: Final = Answer(1, 0, 5, b"value")
-DONE: Final = Done(1, "", "", False, -1, b"out", ((1, "line"),), 0, 1, 2, 3, 4, 5, (("a", "b"),))
+DONE: Final = Done(
+    1, "", "", False, -1, b"out", ((1, "line"),), 0, 1, 2, 3, 4, 5, (("a", "b"),)
+)  # fmt: skip
 SMALL: Final[tuple[Frame, ...]] = (
     Load(((3, ("kv_get", "log_write")), (4, ()))),
     RUN, ANSWER, READY, CALL, DONE,
@@ -58,7 +60,8 @@ LARGEST: Final[tuple[Frame, ...]] = (
     Ready(("l" * 128,) * 32, "e" * 128),
     Call(BIG, BIG, "f" * 128, bytes(512), bytes(PAYLOAD_MAX)),
     Done(BIG, "c" * 64, "😀" * (8 * KIB), True, BIG, bytes(PAYLOAD_MAX),
-         ((3, "😀" * 128),) * 256, BIG, BIG, BIG, BIG, BIG, BIG, (("n" * 64, "é" * 512),) * 32),
+         ((3, "😀" * 128),) * 256, BIG, BIG, BIG, BIG, BIG, BIG, (("n" * 64, "é" * 512),) * 32,
+         (("clock_now_ns", -16),) * 8),
     Compile(BIG, large=True),
     Compiled((("m" * 128, "n" * 128, "s" * 256),) * 1_000, (("e" * 128, "s" * 256),) * 256,
              BIG, BIG, "e" * 128),
@@ -148,6 +151,9 @@ OUT_OF_BOUNDS: Final[dict[type, dict[str, list[Any]]]] = {
                  [[1, "x"]] * 257, [[1, "x", 2]]],
         **dict.fromkeys(USED, COUNT_BAD),
         "facts": [1, [["a"]], [["a", 1]], [["a" * 65, "b"]], [["a", "b" * 513]], [["a", "b"]] * 33],
+        "last_calls": [1, [["take"]], [["take", "0"]], [["take", True]], [["take", 2]],
+                       [["take", -17]], [["open", 0]], [[["take"], 0]], [[1, 0]],
+                       [["take", 0]] * 9],
     },
     Compile: {"memory_max": COUNT_BAD, "large": BOOL_BAD},
     Compiled: {
@@ -315,6 +321,11 @@ LEGAL: Final[dict[str, tuple[Frame, tuple[Callable[[], Conversation], ...]]]] = 
     "code of nobody": (replace(DONE, code="guest.unheard"), ()),
     "output at its limit": (replace(DONE, output=bytes(100)), (running, answered)),
     "output above its limit": (replace(DONE, output=bytes(101)), ()),
+    "failure with its last calls": (
+        replace(DONE, code="guest.trap", last_calls=(("take", 0),)),
+        (running, answered),
+    ),
+    "result with last calls": (replace(DONE, last_calls=(("take", 0),)), ()),
     "load": (SMALL[0], ()),
     "run": (RUN, ()),
     "answer": (ANSWER, ()),

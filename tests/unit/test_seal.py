@@ -207,7 +207,7 @@ def test_a_signature_is_not_remembered_for_another_key() -> None:
         ("result.acme.resize", BODY, "not on a terminal subject"),
         (SUBJECT, b"", "the body is not a msgpack map"),
         (SUBJECT, BODY + b"\0", "the body is not a msgpack map"),
-        (SUBJECT, BODY.replace(b"\xa1v\x01", b"\xa1v\x02"), "version this host cannot read"),
+        (SUBJECT, BODY.replace(b"\xa1v\x01", b"\xa1v\x03"), "version this host cannot read"),
         ("dead.acme.resize.1", BODY, "typ 'result' where 'dead' is expected"),
         (
             SUBJECT,
