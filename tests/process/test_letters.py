@@ -9,7 +9,7 @@ import pytest
 
 from executor.core import abi, envelope
 from executor.core.frames import LAST_CALLS_MAX, UNRETURNED
-from executor.model import Fallback, Unconfirmed
+from executor.model import Fallback, Refused
 from tests.support import guests
 from tests.support.rig import Rig, make_config
 
@@ -185,17 +185,17 @@ async def test_followers_of_another_task_or_id_do_not_wait() -> None:
         assert rig.journal.of("duplicate") == []
 
 
-async def test_a_follower_takes_over_what_was_not_confirmed() -> None:
+async def test_a_follower_takes_over_what_was_refused() -> None:
     """If the first delivery ends without a record, the next one runs and makes it."""
     async with Rig() as rig:
         rig.publish("work", COUNTING)
         await rig.admit_all()
-        lost = iter([Unconfirmed()])
+        lost = iter([Refused(403, "the permission is missing")])
         rig.wire.answer = lambda outgoing: next(lost, None) or rig.wire.store(outgoing)
         for _ in range(3):
             rig.deliver(rig.request("work", b"again", id="mine"))
         await rig.settle_down()
-        # The first answer was lost: its run is repeated, since nothing says that it was done.
+        # The first record was refused: its run is repeated, since nothing says that it was done.
         assert runs(rig) == 2
         assert len(rig.records()) == 1
         assert rig.acked() == ["mine"] * 2
