@@ -24,6 +24,7 @@ from executor.cli import (
     operate,
     output,
     running,
+    schedule,
     starting,
     understanding,
 )
@@ -106,7 +107,7 @@ _TOPICS: Final = {"exit-codes": _exit_codes, "environment": _environment}
 
 for _verb in (
     *demo.VERBS, *starting.VERBS, *running.VERBS, *building.VERBS, *modules.VERBS,
-    *operate.VERBS, *dead.VERBS, *admin.VERBS, *understanding.VERBS, topic_help,
+    *operate.VERBS, *schedule.VERBS, *dead.VERBS, *admin.VERBS, *understanding.VERBS, topic_help,
 ):  # fmt: skip
     cli.add_command(_verb)
 

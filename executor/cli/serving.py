@@ -121,6 +121,10 @@ class _Records:
         """What waits in LATER under a task id."""
         return await records.read_waiting(self.connection, tenant, task, task_id)
 
+    async def recurring(self, tenant: str, task: str, schedule_id: str) -> StoredMessage | None:
+        """A recurring schedule as LATER has it."""
+        return await records.read_recurring(self.connection, tenant, task, schedule_id)
+
 
 @dataclass
 class _Intake:
@@ -202,7 +206,7 @@ class Host:
                                  zygote=self._zygote)  # fmt: skip
         self._steering = Steering(
             self.config.text("host.environment"), self.pipeline.guards, self.pipeline.cancelling,
-            self.telemetry, self.pipeline.now_ms,
+            self.pipeline.schedules, self.telemetry, self.pipeline.now_ms,
         )  # fmt: skip
         self._watch = Watch(self.connection, self._entry)
         await self._watch.start()
