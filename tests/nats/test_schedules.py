@@ -215,7 +215,7 @@ def test_a_submitter_forges_no_firing(site: Site) -> None:
             ended = await site.all_ended(2)
             assert {outcome.code for outcome in ended.values()} == {"message.malformed"}
             assert all(task_id.startswith("_") for task_id in ended)
-            await life.line("security", 2, event="schedule-not-authentic")
+            await life.line("security-event", 2, kind="schedule-not-authentic")
             # Where it belongs it is a firing, once, at whatever time it claims.
             await client.submit_bytes("echo", genuine)
             assert len(await site.all_ended(3)) == 3
@@ -232,7 +232,7 @@ def test_a_schedule_that_the_server_refuses(site: Site) -> None:
         await put(site, replace(EVERY, when="* * * * *"), (TENANT, "echo", "bad"))
         await life.line("schedule-refused", schedule="bad")
         await put(site, replace(EVERY, when="@every 1s\r\nNats-TTL: 1s"), (TENANT, "echo", "worse"))
-        await life.line("security", event="schedule-not-valid")
+        await life.line("security-event", kind="schedule-not-valid")
         await put(site, EVERY)
         await site.all_ended(1)
 
@@ -263,13 +263,16 @@ def test_the_largest_firing_fires_and_is_retried(site: Site) -> None:
     """An input at the bound travels all the way, its retry too."""
 
     async def test() -> None:
-        await site.prepare(echo=guests.ECHO)
-        await site.release(guests.sample("flaky"), "flaky")
+        task, schedule_id = "t" * 64, "i" * 64
+        await site.prepare(**{task: guests.RETRY})
         await site.serve()
         data = b"x" * control.BYTES_MAX
-        await put(site, replace(EVERY, input=data, when="@every 2s"), (TENANT, "flaky", "i" * 64))
-        (outcome,) = (await site.all_ended(1)).values()
-        assert (outcome.record.attempt, outcome.output) == (2, b"done: " + data)
+        await put(site, replace(EVERY, input=data), (TENANT, task, schedule_id))
+        outcome = next(iter((await site.all_ended(1)).values()))
+        assert (outcome.code, outcome.record.attempt) == ("guest.failed", 3)
+        assert outcome.record.origin is not None
+        assert outcome.record.origin.whole
+        assert data in outcome.record.origin.data
 
     run(test())
 
