@@ -105,9 +105,10 @@ def _rule(cron: str | None, every: int | None, zone: str) -> str:
 @click.option("--tenant", help="Whose task it is; or write TENANT/TASK.")
 def add(task: str, text: str | None, kind: str, cron: str | None, every: int | None, zone: str,
         expires: int | None, schedule_id: str | None, tenant: str | None) -> None:  # fmt: skip
-    """Run TASK by a cron rule of six fields, or at an interval.
+    """Run TASK by cron rule or interval.
 
-    Each firing is a task with an outcome of its own. Added again under its id it is replaced.
+    A rule has six fields. Each firing is a task with an outcome of its own. Added again under its
+    id it is replaced.
 
     Example: executor schedule add report --cron "0 30 9 * * MON-FRI"
     """
@@ -203,7 +204,7 @@ def _fields(found: _Found) -> dict[str, Any]:
 @family.command("list")
 @click.option("--tenant", help="Whose; all of executor.toml if not given.")
 def list_(tenant: str | None) -> None:
-    """List what runs again and again, and when it does next.
+    """List schedules and when each fires next.
 
     Example: executor schedule list
     """
@@ -234,7 +235,9 @@ def list_(tenant: str | None) -> None:
 @click.option("--tenant", help="Whose it is.")
 @click.option("--task", help="The task's name, where several tasks use the same id.")
 def remove(schedule_id: str, tenant: str | None, task: str | None) -> None:
-    """Remove the schedule ID: it fires no more, what it fired before still runs.
+    """Remove the schedule ID.
+
+    It fires no more; what fired before and was not taken yet is dropped, what runs ends.
 
     Example: executor schedule remove nightly
     """
