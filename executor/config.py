@@ -6,39 +6,24 @@ comes with a suggestion. Secrets are files, never values: a key that looks like 
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import stat
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from executor.core import subjects
-from executor.core.abi import SHORT_NAMES
-from executor.core.policy import Ceiling, Grant, Policy, Publisher, Tenant
+from executor import config_tables
+from executor.config_tables import LIMIT_NAMES, Key, Reader, Value
+from executor.core.policy import Policy, Publisher, is_wider
 from executor.core.seal import ExecutorKey
 from executor.core.settlement import RETRY_AFTER_MAX_MS, Rules
-from executor.core.signature import PublicKey
 from executor.errors import ExecutorError
-from executor.model import KIB, MIB, KvScope, Limits
+from executor.model import Limits
 
 FILE: Final = "executor.toml"
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """One setting: default, bounds and where its number came from."""
-
-    default: str | int | bool | tuple[int, ...]
-    why: str
-    low: int = 0
-    high: int = 2**53 - 1
-    choices: tuple[str, ...] = ()
-    items_max: int = 2  # of a list
-    token: bool = False  # stands in subjects and audiences
 
 
 # Section → key → Key. `config show`, the environment and the documentation derive from this.
@@ -48,6 +33,7 @@ KEYS: Final[dict[str, dict[str, Key]]] = {
                            token=True),
         "name": Key("local", "this executor's name in NATS and in logs", token=True),
         "key_file": Key("", "signs outcomes; made by `executor init`"),
+        "health_file": Key("", "rewritten every 5 s for `executor health`; unset: none"),
         "cache_key_file": Key("", "authenticates compiled modules on this disk; unset: no cache"),
     },
     "nats": {
@@ -83,6 +69,8 @@ KEYS: Final[dict[str, dict[str, Key]]] = {
     },
     "sandbox": {
         "count": Key(2, "one a core", 1, 256),
+        "reserve": Key(0, "slots kept for tenants that have none: no flood makes them wait; with "
+                       "several tenants, 1 beyond one a core", 0, 255),
         "attempts_per_sandbox_max": Key(50_000, "a respawn costs what 1000 attempts cost", 1),
         "containment": Key(
             "required", "refuse to start rather than run weaker",
@@ -97,25 +85,7 @@ KEYS: Final[dict[str, dict[str, Key]]] = {
 }  # fmt: skip
 
 _TABLES: Final = ("tenant", "grant", "publisher", "executor")
-_LIMIT_NAMES: Final = {
-    "fuel": ("fuel", 1), "memory_max_mib": ("memory_bytes", MIB),
-    "table_elements": ("table_elements", 1), "deadline_ms": ("deadline_ms", 1),
-    "input_max_kib": ("input_bytes", KIB), "output_max_kib": ("output_bytes", KIB),
-    "log_max_kib": ("log_bytes", KIB), "log_lines_max": ("log_lines", 1),
-    "calls_max": ("calls", 1), "mediated_calls_max": ("mediated_calls", 1),
-    "call_max_mib": ("call_bytes", MIB), "host_max_ms": ("host_ms", 1),
-}  # fmt: skip
-_SECRET: Final = re.compile(r"(password|passwd|secret|token|seed|private)", re.IGNORECASE)
 _USER_INFO: Final = re.compile(r"//[^/]*@")  # of a URL: a user's name, mostly with a password
-_PREFIX: Final = re.compile(r"[A-Za-z0-9/_=-]*")  # what NATS allows in a key, without the dot
-_REVOKED: Final = re.compile(r"sha256:[0-9a-f]{64}|[0-9a-f]{24}")  # a digest, or a key id
-_QUOTA_MAX: Final = 2**30  # of MiB: below the server's 63 bits of bytes
-
-_KINDS: Final[dict[type, str]] = {
-    int: "a whole number", str: "a text", bool: "true or false", list: "a list", dict: "a table",
-}  # fmt: skip
-
-Value = str | int | bool | tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,76 +135,6 @@ class Config:
         )  # fmt: skip
 
 
-class _Reader:
-    """One reading of one file: collects every error before it raises."""
-
-    def __init__(self, text: str, name: str) -> None:
-        self.name = name
-        self.errors: list[tuple[str, str]] = []  # code, message
-        self._lines = text.split("\n")  # no other character ends a line of TOML
-
-    def where(self, section: str, key: str = "", index: int = 0) -> str:
-        """`FILE:LINE` of a key, or of the index-th [[section]], as well as text search can tell."""
-        seen, inside, top = -1, False, True
-        under = re.compile(rf"{re.escape(key)}\s*=")  # below the section's header
-        # In front of every header: `section = {…}`, or `section.key = …`.
-        above = re.compile(rf"{re.escape(section)}\s*(=|\.\s*{under.pattern if key else ''})")
-        for number, line in enumerate(self._lines, 1):
-            head = line.split("#")[0].strip()
-            if head in {f"[{section}]", f"[[{section}]]"}:
-                seen, top = seen + 1, False
-                inside = seen == index
-                if inside and not key:
-                    return f"{self.name}:{number}"
-            elif head.startswith("["):
-                inside = top = False
-            elif (inside and under.match(head)) or (top and above.match(head)):
-                return f"{self.name}:{number}"
-        return self.name
-
-    def fail(self, code: str, message: str) -> None:
-        self.errors.append((code, message))
-
-    def unknown(self, what: str, name: str, known: list[str], where: str) -> None:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f", did you mean `{near[0]}`" if near else f"; known: {', '.join(known)}"
-        if _SECRET.search(name):
-            self.fail("config.secret-inline", f"`{what}{name}` at {where}")
-        else:
-            self.fail("config.key-unknown", f"unknown key `{what}{name}` at {where}{hint}")
-
-    def scalar(self, name: str, key: Key, value: object, where: str) -> Value:
-        kind = type(key.default)
-        if kind is tuple:
-            if isinstance(value, list) and len(value) > key.items_max:
-                self.fail("config.invalid", f"`{name}` at {where} has more than {key.items_max}")
-                return key.default
-            if isinstance(value, list) and all(type(v) is int for v in value):
-                if all(key.low <= v <= key.high for v in value):
-                    return tuple(value)
-                self.fail("config.invalid", f"`{name}` at {where} is not in {key.low}..{key.high}")
-                return key.default
-            self.fail("config.invalid", f"`{name}` at {where} is no list of whole numbers")
-            return key.default
-        if type(value) is not kind:
-            self.fail("config.invalid", f"`{name}` at {where} is not {_KINDS[kind]}")
-        elif isinstance(value, int) and not key.low <= value <= key.high:
-            self.fail("config.invalid", f"`{name}` at {where} is not in {key.low}..{key.high}")
-        elif key.choices and value not in key.choices:
-            self.fail("config.invalid", f"`{name}` at {where} is none of {', '.join(key.choices)}")
-        elif key.token and not subjects.is_token(str(value)):
-            self.fail("config.invalid", f"`{name}` at {where} is not of [A-Za-z0-9_-]{{1,64}}")
-        else:
-            return value
-        return key.default
-
-    def finish(self) -> None:
-        if not self.errors:
-            return
-        code = self.errors[0][0]
-        raise ExecutorError(code, "; ".join(message for _, message in self.errors))
-
-
 def load(
     path: Path | None, environ: Mapping[str, str] | None = None, *, required: bool = False
 ) -> Config:
@@ -261,16 +161,16 @@ def parse(text: str, *, folder: Path, name: str, environ: Mapping[str, str]) -> 
         document = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # also a number of 5000 digits
         raise ExecutorError("config.invalid", f"{name}: {error}") from error
-    reader = _Reader(text, name)
+    reader = Reader(text, name, folder)
     for section in sorted(document.keys() - KEYS.keys() - {*_TABLES, "trust"}):
         reader.unknown("", section, [*KEYS, *_TABLES, "trust"], reader.where(section))
     values, sources = _scalars(reader, document, environ)
     config = Config(values=values, sources=sources, policy=Policy(), folder=folder)
-    trust = _tables(reader, document, "trust", _trust)
-    tenants = _tables(reader, document, "tenant", _tenant)
-    grants = _tables(reader, document, "grant", _grant)
-    publishers = _tables(reader, document, "publisher", _publisher)
-    executors = _tables(reader, document, "executor", _executor)
+    trust = config_tables.tables(reader, document, "trust", config_tables.trust)
+    tenants = config_tables.tables(reader, document, "tenant", config_tables.tenant)
+    grants = config_tables.tables(reader, document, "grant", config_tables.grant)
+    publishers = config_tables.tables(reader, document, "publisher", config_tables.publisher)
+    executors = config_tables.tables(reader, document, "executor", config_tables.executor)
     names = [tenant.name for tenant in tenants]
     for index, tenant in enumerate(names):
         if tenant in names[:index]:
@@ -280,11 +180,16 @@ def parse(text: str, *, folder: Path, name: str, environ: Mapping[str, str]) -> 
         if grant.tenant not in names:
             where = reader.where("grant", index=index)
             reader.fail("config.invalid", f"{where} grants to unknown tenant `{grant.tenant}`")
+    granting = Policy(tenants=tuple(tenants), grants=tuple(grants))
+    for index, grant in enumerate(grants):
+        if is_wider(granting, grant):
+            where = reader.where("grant", index=index)
+            reader.fail("config.invalid", f"{where}: its fallback may do more than its own task")
     _check_files(reader, config)
     reader.finish()
     limits = Limits(**{
         field_name: int(values[f"limits.{key}"]) * unit  # type: ignore[arg-type]  # checked ints
-        for key, (field_name, unit) in _LIMIT_NAMES.items()
+        for key, (field_name, unit) in LIMIT_NAMES.items()
     })  # fmt: skip
     policy = Policy(
         limits=limits, tenants=tuple(tenants), grants=tuple(grants),
@@ -297,7 +202,7 @@ def parse(text: str, *, folder: Path, name: str, environ: Mapping[str, str]) -> 
 
 
 def _scalars(
-    reader: _Reader, document: dict[str, Any], environ: Mapping[str, str]
+    reader: Reader, document: dict[str, Any], environ: Mapping[str, str]
 ) -> tuple[dict[str, Value], dict[str, str]]:
     values: dict[str, Value] = {}
     sources: dict[str, str] = {}
@@ -339,7 +244,7 @@ def _from_environment(key: Key, text: str) -> object:
     return value
 
 
-def _check_files(reader: _Reader, config: Config) -> None:
+def _check_files(reader: Reader, config: Config) -> None:
     for name in ("nats.creds_file", "host.key_file"):
         path = config.path(name)
         if path is None:
@@ -352,172 +257,3 @@ def _check_files(reader: _Reader, config: Config) -> None:
             reader.fail("config.missing", f"`{name}` at {config.sources[name]} names no file")
         elif mode & (stat.S_IRWXG | stat.S_IRWXO):
             reader.fail("config.invalid", f"others can use the file in `{name}`: chmod 600 it")
-
-
-class _Table:
-    """One [[table]] of the file, taken apart key by key."""
-
-    def __init__(self, reader: _Reader, section: str, index: int, table: dict[str, Any]) -> None:
-        self._reader, self._table, self._section = reader, dict(table), section
-        self._index = index
-        self._known: list[str] = []
-
-    @property
-    def where(self) -> str:
-        return self._reader.where(self._section, index=self._index)
-
-    def fail(self, message: str) -> None:
-        self._reader.fail("config.invalid", f"[[{self._section}]] at {self.where}: {message}")
-
-    def take(self, key: str, kind: type, default: object = None) -> Any:
-        self._known.append(key)
-        value = self._table.pop(key, None)
-        if value is None:
-            if default is None:
-                self.fail(f"`{key}` is missing")
-                return kind()
-            return default
-        if type(value) is not kind:
-            self.fail(f"`{key}` is not {_KINDS[kind]}")
-            return kind()
-        return value
-
-    def token(self, key: str, *, wildcard: bool = False, default: str | None = None) -> str:
-        given = isinstance(self._table.get(key), str)  # else `take` has said what is wrong
-        value: str = self.take(key, str, default)
-        if given and not subjects.is_token(value) and not (wildcard and value == "*"):
-            self.fail(f"`{key}` is not of [A-Za-z0-9_-]{{1,64}}")
-        return value
-
-    def texts(self, key: str, default: list[str] | None = None) -> tuple[str, ...]:
-        value = self.take(key, list, default)
-        if not all(isinstance(item, str) for item in value):
-            self.fail(f"`{key}` is not a list of texts")
-            return ()
-        return tuple(value)
-
-    def count(self, key: str, default: int, *, high: int) -> int:
-        value: int = self.take(key, int, default)
-        if not 1 <= value <= high:
-            self.fail(f"`{key}` is not in 1..{high}")
-        return value
-
-    def key(self, key: str) -> PublicKey:
-        text = self.take(key, str)
-        try:
-            return PublicKey.parse(text)
-        except ExecutorError:
-            self.fail(f"`{key}` is no public key: ed25519:…, from `executor keygen`")
-            return PublicKey(bytes(32))
-
-    def limits(self, table: dict[str, Any]) -> tuple[tuple[str, int], ...]:
-        lowered = {}
-        for key, value in table.items():
-            if key not in _LIMIT_NAMES:
-                self._reader.unknown("limits.", key, list(_LIMIT_NAMES), self.where)
-            elif type(value) is not int or value < 1:
-                self.fail(f"limit `{key}` is no whole number from 1")
-            else:
-                name, unit = _LIMIT_NAMES[key]
-                lowered[name] = value * unit
-        return tuple(lowered.items())
-
-    def ceiling(self, key: str) -> Ceiling | None:
-        self._known.append(key)
-        if key not in self._table:
-            return None
-        table = self.take(key, dict)
-        names = table.pop("capabilities", [])
-        if not isinstance(names, list) or not all(
-            isinstance(name, str) and name in SHORT_NAMES for name in names
-        ):
-            self.fail(f"`{key}.capabilities` lists other than {', '.join(SHORT_NAMES)}")
-            names = []
-        return Ceiling(frozenset(names), self.limits(table))
-
-    def kv(self, key: str) -> KvScope | None:
-        given = key in self._table
-        scope = self.take(key, dict, {})
-        if not given:
-            return None
-        empty = not scope
-        mode, prefix = scope.pop("mode", "read"), scope.pop("prefix", "")
-        if (
-            scope
-            or empty
-            or mode not in ("read", "write")
-            or not (isinstance(prefix, str) and _PREFIX.fullmatch(prefix))
-        ):
-            self.fail(f'`{key}` is {{ prefix = TEXT, mode = "read" or "write" }}')
-            return None
-        return KvScope(prefix, mode == "write")
-
-    def finish(self) -> None:
-        for key in self._table:
-            self._reader.unknown(f"{self._section}.", key, self._known, self.where)
-
-
-def _tables(
-    reader: _Reader, document: dict[str, Any], section: str, build: Callable[[_Table], Any]
-) -> list[Any]:
-    found = document.get(section, [])
-    rows = [found] if isinstance(found, dict) and section == "trust" else found
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        reader.fail("config.invalid", f"`{section}` must be written as [[{section}]]")
-        return []
-    built = []
-    for index, row in enumerate(rows):
-        table = _Table(reader, section, index, row)
-        built.append(build(table))
-        table.finish()
-    return built
-
-
-def _trust(table: _Table) -> frozenset[str]:
-    revoked = table.texts("revoked", [])
-    for name in revoked:
-        if not _REVOKED.fullmatch(name):
-            table.fail(f"`revoked` has `{name}`, which is neither a digest nor a key id in hex")
-    return frozenset(revoked)
-
-
-def _tenant(table: _Table) -> Tenant:
-    return Tenant(
-        name=table.token("name"), ceiling=table.ceiling("ceiling") or Ceiling(),
-        raw_bodies=table.take("raw_bodies", bool, default=True),
-        queue_max_messages=table.count("queue_max_messages", 1_000_000, high=2**53 - 1),
-        queue_max_mib=table.count("queue_max_mib", 1_024, high=_QUOTA_MAX),
-    )  # fmt: skip
-
-
-def _grant(table: _Table) -> Grant:
-    capabilities = {
-        name for name in ("log", "clock", "random") if table.take(name, bool, default=False)
-    }
-    kv = table.kv("kv")
-    if kv is not None:
-        capabilities.add("kv")
-    why = table.take("why", str)
-    if not why.strip():
-        table.fail("`why` is empty: every authority has a reason")
-    return Grant(
-        tenant=table.token("tenant"), task=table.token("task", wildcard=True, default="*"),
-        why=why, signer=table.take("signer", str, "*"), capabilities=frozenset(capabilities),
-        kv=kv, limits=table.limits(table.take("limits", dict, {})),
-    )  # fmt: skip
-
-
-def _publisher(table: _Table) -> Publisher:
-    tasks = table.texts("tasks")
-    for pattern in tasks:
-        parts = pattern.split("/")
-        if len(parts) != 2 or not all(p == "*" or subjects.is_token(p) for p in parts):  # noqa: PLR2004
-            table.fail(f"`tasks` has `{pattern}`, which is not TENANT/TASK")
-    return Publisher(
-        table.token("name"), table.key("key"), tasks, table.ceiling("ceiling"),
-        large=table.take("large", bool, default=False),
-    )  # fmt: skip
-
-
-def _executor(table: _Table) -> ExecutorKey:
-    return ExecutorKey(table.token("name"), table.key("key"), table.texts("tenants", ["*"]))

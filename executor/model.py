@@ -225,6 +225,7 @@ class Refused:
 
     code: int  # the API's error code, such as 10077; 403, 413 and 503 are ours
     text: str
+    temporary: bool = False  # it could not, rather than would not
 
 
 @dataclass(frozen=True, slots=True)

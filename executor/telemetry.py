@@ -12,12 +12,12 @@ import os
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, TextIO
 
 from opentelemetry import metrics, trace
-from opentelemetry.metrics import Counter, Histogram
+from opentelemetry.metrics import CallbackOptions, Counter, Histogram, Observation
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import (
     ConsoleMetricExporter,
@@ -41,6 +41,7 @@ TIME_ATTEMPT: Final = "executor.attempt.duration"
 TIME_QUEUED: Final = "executor.queue.age"
 FUEL: Final = "executor.attempt.fuel"
 MEMORY: Final = "executor.attempt.memory"
+LEVELS: Final = "executor.levels"
 
 _SCOPE: Final = "executor"
 _LINE_MAX: Final = 4096
@@ -277,6 +278,18 @@ class Telemetry:
             "guest", level=_LEVELS[line.level], task=f"{request.tenant}/{request.task}",
             id=request.id, attempt=request.attempt, text=line.text,
         )  # fmt: skip
+
+    def observe(self, levels: Callable[[], Mapping[str, int]]) -> None:
+        """Measure these levels from time to time, by name."""
+        if self._meter_provider is None:
+            return
+
+        def look(_options: CallbackOptions) -> list[Observation]:
+            return [Observation(value, {"level": name}) for name, value in levels().items()]
+
+        self._meter_provider.get_meter(_SCOPE).create_observable_gauge(
+            LEVELS, [look], "1", "sandboxes, attempts running, tasks waiting and held, breakers"
+        )
 
     def security_event(self, kind: str, **facts: str | int) -> None:
         """A sign of attack: one typed line and a counter, until the audit trail exists."""

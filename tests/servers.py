@@ -16,13 +16,21 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from executor.transport.connection import Connection, Settings
 from executor.transport.server import find_binary
 
 START_S = 10.0
 WAIT_S = 30.0
+
+
+class HasUrl(Protocol):
+    """Something to connect to: a server, a cluster, a proxy."""
+
+    @property
+    def url(self) -> str:
+        """One url, or several separated by commas."""
 
 
 class NatsServer:
@@ -149,7 +157,7 @@ _OPEN: ContextVar[list[Connection]] = ContextVar("connections of the running tes
 
 
 async def connect(
-    server: NatsServer, events: Events | None = None, settings: Settings | None = None
+    server: HasUrl, events: Events | None = None, settings: Settings | None = None
 ) -> Connection:
     """Open a connection that `run` closes, however the test ends."""
     connection = await Connection.open(settings or Settings(server.url), events or Events())
@@ -157,13 +165,13 @@ async def connect(
     return connection
 
 
-def run(test: Coroutine[Any, Any, None]) -> None:
+def run(test: Coroutine[Any, Any, None], *, bound_s: float = 90) -> None:
     """Run the coroutine of a test, bounded."""
 
     async def bounded() -> None:
         _OPEN.set([])
         try:
-            async with asyncio.timeout(90):
+            async with asyncio.timeout(bound_s):
                 await test
         finally:
             for connection in _OPEN.get():

@@ -20,6 +20,7 @@ from executor.cli import (
     building,
     dead,
     demo,
+    fleet,
     modules,
     operate,
     output,
@@ -107,7 +108,8 @@ _TOPICS: Final = {"exit-codes": _exit_codes, "environment": _environment}
 
 for _verb in (
     *demo.VERBS, *starting.VERBS, *running.VERBS, *building.VERBS, *modules.VERBS,
-    *operate.VERBS, *schedule.VERBS, *dead.VERBS, *admin.VERBS, *understanding.VERBS, topic_help,
+    *operate.VERBS, *schedule.VERBS, *dead.VERBS, *fleet.VERBS, *admin.VERBS,
+    *understanding.VERBS, topic_help,
 ):  # fmt: skip
     cli.add_command(_verb)
 

@@ -6,8 +6,11 @@ import asyncio
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
+from executor import __version__
+from executor.cli.heartbeat import Heartbeat
+from executor.cli.intake import Intake
 from executor.cli.modules import read_key
 from executor.config import Config
 from executor.core import release as releases
@@ -16,9 +19,10 @@ from executor.core.signature import SecretKey
 from executor.errors import ExecutorError
 from executor.model import MIB, Digest, Release, StoredMessage
 from executor.supervisor import containment
+from executor.supervisor.clock import ServerClock
 from executor.supervisor.pipeline import Pipeline
 from executor.supervisor.ports import KvStore
-from executor.supervisor.service import Ports, assemble, new_zygote
+from executor.supervisor.service import Ports, assemble, new_zygote, share
 from executor.supervisor.steering import Steering
 from executor.supervisor.zygote import Zygote, hide_memory
 from executor.telemetry import Telemetry
@@ -29,18 +33,22 @@ from executor.transport.control import Watch
 from executor.transport.kv import TenantKv
 from executor.transport.objects import Objects
 from executor.transport.outbox import Outbox
-from executor.transport.pull import Pull
-from executor.transport.settings import Settings
+from executor.transport.settings import PING_S, Settings
 from executor.trust.file import FileTrust
 
+# Pings in the time of a lease: when the third in a row is due, half of it is left.
+_PINGS: Final = 6
+_PING_MIN_S: Final = 1.0  # a busy server may take a second to answer
 # How long the last acks may take to leave after everything else has ended.
 _FLUSH_S: Final = 5.0
 
 
-def settings(config: Config, name: str) -> Settings:
+def settings(config: Config, name: str, *, ping_s: float = PING_S) -> Settings:
     """How to reach NATS."""
     creds = config.path("nats.creds_file")
-    return Settings(config.text("nats.url"), creds_file=str(creds) if creds else "", name=name)
+    return Settings(
+        config.text("nats.url"), creds_file=str(creds) if creds else "", name=name, ping_s=ping_s
+    )
 
 
 def queue(tenant: Tenant) -> streams.TenantQueue:
@@ -126,17 +134,6 @@ class _Records:
         return await records.read_recurring(self.connection, tenant, task, schedule_id)
 
 
-@dataclass
-class _Intake:
-    pulls: dict[str, Pull] = field(default_factory=dict)
-
-    def completed(self, tenant: str) -> None:
-        """One delivery is settled."""
-        pull = self.pulls.get(tenant)
-        if pull is not None:
-            pull.completed()
-
-
 class Host:
     """A running executor: connection, pulls, pipeline."""
 
@@ -153,7 +150,8 @@ class Host:
         self._key = key or _outcome_key(config)
         self._trust = FileTrust(config)
         self._check_trust(config)
-        self._intake = _Intake()
+        self._clock = ServerClock()
+        self._draining = False
         self._warm: set[asyncio.Task[None]] = set()
         self.pipeline: Pipeline
 
@@ -179,7 +177,10 @@ class Host:
         """
         config = self.config
         name = f"executor-{config.text('host.name')}"
-        self.connection = await Connection.open(settings(config, name), self._on_transport)
+        # What goes into a half-open connection renews no lease: it must end before one lapses.
+        ping_s = max(_PING_MIN_S, config.number("delivery.ack_wait_ms") / 1000 / _PINGS)
+        how = settings(config, name, ping_s=min(ping_s, PING_S))
+        self.connection = await Connection.open(how, self._on_transport)
         try:
             await self._start()
         except BaseException:
@@ -198,12 +199,25 @@ class Host:
             self._released,
         )  # fmt: skip
         self._board = Board(self.connection)
+        self._intake = Intake(
+            self.connection, total=self.config.number("delivery.window"),
+            slots=self.config.number("sandbox.count"),
+            on_delivery=lambda delivery: self.pipeline.receive(delivery),  # noqa: PLW0108
+            on_event=self._on_transport, mean_s=lambda name: self.pipeline.pool.mean_s(name),  # noqa: PLW0108
+        )  # fmt: skip
         ports = Ports(
             self._trust, self._modules, _Stores(self.connection), self._outbox,
             _Records(self.connection), self._intake, self._board,
         )  # fmt: skip
         self.pipeline = assemble(self.config, ports, key=self._key, telemetry=self.telemetry,
                                  zygote=self._zygote)  # fmt: skip
+        self.pipeline.now_ms = self._clock.now_ms
+        self._heartbeat = Heartbeat(
+            self.connection, self.config.text("host.name"), self.config.text("host.environment"),
+            self._clock, self.telemetry, self._report, self._unready,
+            self.config.path("host.health_file"),
+        )  # fmt: skip
+        await self._heartbeat.start()
         self._steering = Steering(
             self.config.text("host.environment"), self.pipeline.guards, self.pipeline.cancelling,
             self.pipeline.schedules, self.telemetry, self.pipeline.now_ms,
@@ -217,7 +231,9 @@ class Host:
             self.pipeline.pool.warm(tenants[slot % len(tenants)].name)
         self.pipeline.start()
         for tenant in self.config.policy.tenants:
-            await self._pull(tenant.name)
+            await self._intake.add(tenant)
+        await self._heartbeat.beat()
+        self.telemetry.observe(self._levels)
         self.telemetry.log.event(
             "serving", url=self.connection.settings.public_url(),
             tenants=",".join(t.name for t in self.config.policy.tenants),
@@ -243,13 +259,33 @@ class Host:
         if not self._steering.entry(key, value):
             self._modules.entry(key, value, revision)
 
-    async def _pull(self, tenant: str) -> None:
-        pull = Pull(
-            self.connection, tenant, window=self.config.number("delivery.window"),
-            on_delivery=self.pipeline.receive, on_event=self._on_transport,
-        )  # fmt: skip
-        self._intake.pulls[tenant] = pull
-        await pull.start()
+    def _levels(self) -> dict[str, int]:
+        """What is measured from time to time."""
+        pool = self.pipeline.pool.statistics()
+        return {
+            "sandboxes": pool["sandboxes"], "running": pool["running"],
+            "waiting": pool["waiting"], "held": self.pipeline.held,
+            "open_breakers": len(self.pipeline.guards.breakers.open()),
+        }  # fmt: skip
+
+    def _report(self) -> dict[str, Any]:
+        """What the heartbeat says."""
+        guards = self.pipeline.guards
+        return {
+            "version": __version__, "ready": self._unready() or "ready",
+            "levels": self._levels(), "settled": self.pipeline.settled,
+            "windows": self._intake.windows(),
+            "breakers": ["/".join(name) for name in list(guards.breakers.open())[:20]],
+            "clock_offset_ms": self._clock.offset_ms,
+        }  # fmt: skip
+
+    def _unready(self) -> str:
+        """Why this executor takes no tasks now; "" if it does."""
+        if self._draining:
+            return "draining"
+        if not self.connection.connected:
+            return "not connected to NATS"
+        return "" if self._intake.windows() else "starting"
 
     def _released(self, release: Release) -> None:
         task = asyncio.get_running_loop().create_task(self._admit(release))
@@ -298,23 +334,28 @@ class Host:
         self.pipeline.decide_again()
         for release in self._modules.releases():
             self._released(release)
-        for tenant in sorted(before - after):
-            await self._intake.pulls.pop(tenant).stop()
-        for tenant in sorted(after - before):
-            await self._pull(tenant)
+        share(self.pipeline.pool.slots, config)
+        for name in sorted(before - after):
+            await self._intake.remove(name)
+        for tenant in config.policy.tenants:
+            if tenant.name not in before:
+                await self._intake.add(tenant)
+        self._intake.replace(config.policy.tenants)
         self.telemetry.log.event(
             "reloaded", tenants=",".join(sorted(after)), needs_restart=",".join(fixed) or "-"
         )
 
     async def close(self, *, drain_ms: int) -> None:
         """Ask for nothing more, end or give back what is in hand, and leave."""
-        for pull in self._intake.pulls.values():
-            await pull.stop()
+        self._draining = True
+        self._heartbeat.write_health()
+        await self._intake.stop()
         if drain_ms:
             await self.pipeline.drain(drain_ms / 1000)
         else:
             await self.pipeline.stop()
         await self._watch.stop()
+        await self._heartbeat.stop()
         await self._board.stop()
         for task in list(self._warm):
             task.cancel()

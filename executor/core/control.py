@@ -17,7 +17,7 @@ from executor.model import KIB
 
 VERSION: Final = 1
 _TIME_MAX: Final = 9_200_000_000_000  # 2261: beyond 2262 the server's clock overflows
-_TEXT_MAX: Final = 1_024
+_TEXT_MAX: Final = 8_192
 BYTES_MAX: Final = 64 * KIB  # every executor keeps all of CONTROL in memory
 
 Value = str | int | bytes
@@ -29,6 +29,7 @@ TYPES: Final[Mapping[str, Mapping[str, type]]] = {
     "pause": {"at": int, "why": str},
     "quarantine": {"at": int, "code": str, "task": str, "by": str},
     "breaker": {"until": int, "trips": int, "by": str},
+    "status": {"at": int, "report": str},  # the report is JSON for people, nothing is decided by it
     "schedule": {
         "at": int, "when": str, "zone": str, "input": bytes, "ct": str, "expires_ms": int,
     },

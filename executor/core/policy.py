@@ -19,6 +19,7 @@ from executor.errors import ExecutorError
 from executor.model import FIELDS, Authority, Fallback, KvScope, Limits
 
 ANY: Final = "*"
+NO_LIMIT: Final = 2**30  # of a tenant's own: the host's still hold
 _MANIFEST_LIMITS: Final = {
     "fuel": "fuel", "memory_bytes": "memory_bytes", "deadline_ms": "deadline_ms",
     "output_bytes": "output_bytes", "host_calls": "calls",
@@ -42,6 +43,9 @@ class Tenant:
     raw_bodies: bool = True
     queue_max_messages: int = 1_000_000
     queue_max_mib: int = 1_024
+    weight: int = 1  # of its share of fuel, against other tenants that have work
+    sandboxes_max: int = NO_LIMIT  # at once, hence attempts at once
+    tasks_per_s: int = NO_LIMIT  # taken from its queue
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +221,20 @@ def fallback_for(policy: Policy, tenant: str, task: str, signers: Iterable[str])
     grants = [g for g in policy.grants if g.fallback and g.covers(tenant, task, names)]
     best = max(grants, key=lambda g: (g.task != ANY, g.signer != ANY), default=None)
     return best.fallback if best else None
+
+
+def is_wider(policy: Policy, grant: Grant) -> bool:
+    """Whether the module of a grant's fallback could be allowed more than the grant's own task."""
+    if grant.fallback is None or not grant.fallback.task:
+        return False
+
+    def reach(task: str) -> tuple[frozenset[str], KvScope | None]:
+        grants = [g for g in policy.grants if g.tenant == grant.tenant and g.task in {ANY, task}]
+        return frozenset().union(*(g.capabilities for g in grants)), _kv_scope(grants)
+
+    own, own_kv = reach(grant.task)
+    other, other_kv = reach(grant.fallback.task)
+    return not other <= own or (other_kv is not None and not _covers(own_kv, other_kv))
 
 
 def within(other: Authority, bound: Authority) -> Authority:

@@ -72,7 +72,7 @@ class Breakers:
         after = failed(before, now, self.rules, self.jitter())
         self._known[name] = after
         if after.until > before.until:
-            self.on_event("breaker.opened", kind=name[0], tenant=name[1], name=name[2],
+            self.on_event("breaker.opened", kind=name[0], tenant=name[1], of=name[2],
                           trips=after.trips, for_ms=after.until - now)  # fmt: skip
             key = subjects.breaker_key(*name)
             self.board.put(key, control.encode(
@@ -91,7 +91,7 @@ class Breakers:
             return
         del self._known[name]
         if before.until:
-            self.on_event("breaker.closed", kind=name[0], tenant=name[1], name=name[2])
+            self.on_event("breaker.closed", kind=name[0], tenant=name[1], of=name[2])
             self.board.delete(subjects.breaker_key(*name))
 
     def heard(self, name: Name, until: int, trips: int) -> None:

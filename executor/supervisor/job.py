@@ -88,7 +88,9 @@ class Job:
     limits: Limits = field(default_factory=Limits)
     admitted: Admitted | None = None
     seq: int = 0  # in the pool; 0 until dispatched
+    queued_at: float = 0.0  # loop time, in the pool
     dispatched_at: float = 0.0  # loop time
+    charged: float = 0.0  # fuel, to its tenant's account
     started_at: float = 0.0  # loop time, as the status page said at its last call
     calls: dict[str, int] = field(default_factory=dict)  # mediated ones, by function
     unavailable: str = ""  # the function whose service the mediator found down
@@ -137,7 +139,8 @@ def finished(job: Job, done: Done, engine: str, containment: str) -> Finished:
     if code == "guest.failed" and done.transient and job.unavailable:
         # The guest gave up because a service was down: not this task's fault.
         code, message = "capability.unavailable", f"`{job.unavailable}`: {message}"
-        after_ms = max(after_ms, job.unavailable_ms)
+        # How long is for the breaker to say: no attempt counts, so the guest must not set the pace.
+        after_ms = job.unavailable_ms
     # A hint is the host's to give, and stands beside the facts under that name.
     facts = tuple((name, value) for name, value in done.facts if name != "hint")
     failure = Failure(

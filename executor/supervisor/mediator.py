@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from typing import Final
 
 from executor.capabilities import kv
 from executor.core import abi
@@ -18,7 +19,9 @@ from executor.supervisor.guards import target_of
 from executor.supervisor.job import Job
 from executor.supervisor.ports import Stores
 
-_BREAKS = frozenset({abi.UNAVAILABLE, abi.DEADLINE})
+_BREAKS: Final = frozenset({abi.UNAVAILABLE, abi.DEADLINE})
+# At its deadline an attempt is killed: the call only must not live on. So the kill comes first.
+_AFTER_S: Final = 0.05
 
 
 @dataclass
@@ -64,5 +67,5 @@ class Mediator:
 
     def _left_s(self, job: Job) -> float:
         """What is left of the attempt's time for its host calls."""
-        passed = asyncio.get_running_loop().time() - job.started_at
-        return max(min(job.limits.deadline_ms / 1000 - passed, job.limits.host_ms / 1000), 0.0)
+        left = job.started_at + job.limits.deadline_ms / 1000 - asyncio.get_running_loop().time()
+        return max(min(left, job.limits.host_ms / 1000), 0.0) + _AFTER_S

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+from executor.core.fairness import AGE_FUEL
 from executor.core.frames import (
     MODULES_MAX,
     WINDOW_BYTES,
@@ -33,12 +34,11 @@ from executor.errors import TABLE, Class
 from executor.model import Failure, Finished, Receipt
 from executor.supervisor.job import Admitted, Job, ModuleKey, admitted_of, finished, killed
 from executor.supervisor.process import Death, SandboxProcess, contradicted
+from executor.supervisor.slots import Retire, Slots, Start, Wait
 from executor.supervisor.zygote import Zygote
 
 # Work that may lie behind a running attempt, in seconds of guest time: enough to hide the hop.
 _WINDOW_S: Final = 0.02
-# A busy sandbox of another tenant is taken over only after this long: a start costs 0.1 s.
-_TURN_S: Final = 0.5
 _START_DELAYS_S: Final = (0.1, 0.5, 2.0, 5.0)
 # After so many failed starts in a row the tasks that wait are put off instead of held.
 _STARTS_MAX: Final = 3
@@ -47,6 +47,17 @@ _STARTS_MAX: Final = 3
 _STRANDED_MAX: Final = 2
 # Mean times of modules that are kept; beyond, all are learned anew.
 _MEANS_MAX: Final = 1_000
+_SECONDS_MIN: Final = 1e-6
+# What an attempt is charged before its module is known; corrected when it ends.
+_FUEL_GUESS: Final = 1e6
+
+
+@dataclass(slots=True)
+class Mean:
+    """What an attempt of a module takes, a moving average."""
+
+    seconds: float
+    fuel: float
 
 
 class PoolOwner(Protocol):
@@ -70,17 +81,16 @@ class Pool:
     """See the module. All methods run on the event loop's thread and do not block."""
 
     owner: PoolOwner
-    count: int
     modules_of: Callable[[str], Sequence[Admitted]]  # what a tenant's sandboxes are born with
     zygote: Zygote
+    slots: Slots
     attempts_per_sandbox_max: int = 50_000
     _sandboxes: list[SandboxProcess] = field(default_factory=list)
     _queues: dict[str, deque[Job]] = field(default_factory=dict)
-    _mean_s: dict[ModuleKey, float] = field(default_factory=dict)
+    _means: dict[ModuleKey, Mean] = field(default_factory=dict)
     _next_seq: int = 1
     _pumping: bool = False
     _failures: dict[str, tuple[int, float]] = field(default_factory=dict)  # count, not before
-    _last_start: dict[str, float] = field(default_factory=dict)
     _closing: bool = False
     _calls: set[asyncio.Task[None]] = field(default_factory=set)
     _empty: asyncio.Event = field(default_factory=asyncio.Event)
@@ -89,7 +99,15 @@ class Pool:
 
     def dispatch(self, job: Job) -> None:
         """Run `job` as soon as a sandbox of its tenant has room."""
-        self._queues.setdefault(job.request.tenant, deque()).append(job)
+        tenant = job.request.tenant
+        queue = self._queues.get(tenant)
+        if queue is None:
+            working = {s.tenant for s in self._sandboxes if s.outstanding}
+            if tenant not in working:
+                self.slots.shares.joins(tenant, working | self._queues.keys())
+            queue = self._queues[tenant] = deque()
+        job.queued_at = time.monotonic()
+        queue.append(job)
         self._pump_soon()
 
     def take_waiting(self) -> list[Job]:
@@ -120,7 +138,7 @@ class Pool:
 
     def warm(self, tenant: str) -> None:
         """Start a sandbox for a tenant ahead of its first task, if a slot is free."""
-        if len(self._sandboxes) < self.count and self.modules_of(tenant):
+        if len(self._sandboxes) < self.slots.count and self.modules_of(tenant):
             self._start(tenant, None)
 
     def retire_all(self) -> None:
@@ -179,18 +197,16 @@ class Pool:
                 self._send(sandbox, queue.popleft())
             if not queue:
                 del self._queues[tenant]
-        for tenant in sorted(self._queues, key=self._turn):
-            self._make_room(tenant, self._queues[tenant][0])
-
-    def _turn(self, tenant: str) -> tuple[int, float]:
-        """Who is next to get a free slot: who has fewest, then who was served longest ago."""
-        own = sum(sandbox.tenant == tenant for sandbox in self._sandboxes)
-        return own, self._last_start.get(tenant, 0.0)
+        if self._queues:
+            now = time.monotonic()
+            waited = {tenant: now - queue[0].queued_at for tenant, queue in self._queues.items()}
+            for tenant in self.slots.order(waited, self._sandboxes):
+                self._make_room(tenant, self._queues[tenant][0])
 
     def _with_room(self, tenant: str, job: Job) -> SandboxProcess | None:
         key = admitted_of(job).key
-        mean = self._mean_s.get(key, _WINDOW_S)
-        window = max(2, min(WINDOW_TASKS, int(_WINDOW_S / max(mean, 1e-6))))
+        mean = self._means.get(key)
+        window = max(2, min(WINDOW_TASKS, int(_WINDOW_S / mean.seconds))) if mean else 2
         size = len(job.request.input)
         best: SandboxProcess | None = None
         for sandbox in self._sandboxes:
@@ -207,6 +223,9 @@ class Pool:
         job.seq = self._next_seq
         job.dispatched_at = time.monotonic()
         job.unavailable, job.unavailable_ms = "", -1
+        mean = self._means.get(admitted_of(job).key)
+        job.charged = mean.fuel if mean else _FUEL_GUESS
+        self.slots.shares.charge(job.request.tenant, job.charged)
         self._next_seq += 1
         sandbox.run(job, Run(
             seq=job.seq, module=sandbox.modules[admitted_of(job).key], input=job.request.input,
@@ -228,45 +247,15 @@ class Pool:
         if now < not_before:
             self._pump_soon(not_before - now)
             return
-        key = admitted_of(job).key
-        own = [s for s in self._sandboxes if s.tenant == tenant and not s.retiring]
-        fitting = [s for s in own if key in s.modules]
-        if any(not s.ready for s in fitting):
-            return  # one is starting
-        if len(self._sandboxes) < self.count:
-            self._start(tenant, job)
-            return
-        if any(s.retiring for s in self._sandboxes):
-            return  # a slot is about to be free
-        if fitting and not self._is_owed_more(tenant):
-            return
-        victim = self._victim(tenant, own, fitting)
-        if victim is not None:
-            self._retire(victim)
-        else:
-            self._pump_soon(_TURN_S / 5)
-
-    def _is_owed_more(self, tenant: str) -> bool:
-        """Whether another tenant keeps an idle sandbox while this one waits."""
-        return any(s.tenant != tenant and not s.outstanding and s.ready for s in self._sandboxes
-                   if not self._queues.get(s.tenant))  # fmt: skip
-
-    def _victim(
-        self, tenant: str, own: Sequence[SandboxProcess], fitting: Sequence[SandboxProcess]
-    ) -> SandboxProcess | None:
-        """Which sandbox makes way: an own one without the module, an idle one, the oldest."""
-        unfit = [s for s in own if s not in fitting and s.ready]
-        if unfit:
-            return min(unfit, key=lambda s: s.outstanding)
-        others = [s for s in self._sandboxes if s.tenant != tenant and s.ready]
-        idle = [s for s in others if not s.outstanding]
-        if idle:
-            return min(idle, key=lambda s: s.born)
-        old = [s for s in others if time.monotonic() - s.born >= _TURN_S]
-        return min(old, key=lambda s: s.born, default=None)
+        match self.slots.room(tenant, admitted_of(job).key, self._sandboxes, self._queues):
+            case Start():
+                self._start(tenant, job)
+            case Retire(sandbox):
+                self._retire(sandbox)
+            case Wait(seconds) if seconds:
+                self._pump_soon(seconds)
 
     def _start(self, tenant: str, job: Job | None) -> None:
-        self._last_start[tenant] = time.monotonic()
         wanted = [admitted_of(job)] if job else []
         wanted += self.modules_of(tenant)
         modules: dict[ModuleKey, Admitted] = {}
@@ -281,7 +270,7 @@ class Pool:
         sandbox = SandboxProcess(
             owner=self, tenant=tenant, loop=asyncio.get_running_loop(), zygote=self.zygote,
             modules={key: index for index, key in enumerate(modules)},
-            slot=next(slot for slot in range(self.count) if slot not in taken),
+            slot=next(slot for slot in range(self.slots.count) if slot not in taken),
         )  # fmt: skip
         most = max((a.authority.limits.memory_bytes for a in modules.values()), default=0)
         try:
@@ -339,13 +328,26 @@ class Pool:
     def on_done(self, sandbox: SandboxProcess, job: Job, done: Done) -> None:
         """An attempt ended by itself."""
         admitted = admitted_of(job)
-        took = (done.guest_us + done.host_us) / 1e6
-        if len(self._mean_s) > _MEANS_MAX:
-            self._mean_s.clear()
-        mean = self._mean_s.get(admitted.key, took)
-        self._mean_s[admitted.key] = 0.9 * mean + 0.1 * took
+        self._learn(admitted.key, (done.guest_us + done.host_us) / 1e6, done.fuel_used)
+        self.slots.shares.charge(job.request.tenant, done.fuel_used - job.charged)
         self._after(sandbox)
         self.owner.on_finished(job, finished(job, done, sandbox.engine, sandbox.containment))
+
+    def _learn(self, key: ModuleKey, seconds: float, fuel: int) -> None:
+        mean = self._means.get(key)
+        if mean is None:
+            if len(self._means) > _MEANS_MAX:
+                self._means.clear()
+            self._means[key] = Mean(max(seconds, _SECONDS_MIN), fuel)
+        else:
+            mean.seconds = 0.9 * mean.seconds + 0.1 * max(seconds, _SECONDS_MIN)
+            mean.fuel = 0.9 * mean.fuel + 0.1 * fuel
+
+    def mean_s(self, tenant: str) -> float:
+        """How long this tenant's attempts take, by those that are in hand; 0: nothing is known."""
+        keys = [key for s in self._sandboxes if s.tenant == tenant for key in s.modules]
+        known = [self._means[key].seconds for key in keys if key in self._means]
+        return max(known, default=0.0)
 
     def _after(self, sandbox: SandboxProcess) -> None:
         if sandbox.retiring and not sandbox.outstanding:
@@ -375,6 +377,9 @@ class Pool:
                                 code=death.code, detail=death.detail)  # fmt: skip
         guilty = _to_blame(death, jobs)
         for job in jobs:
+            # What it really used died with it; by the clock, it is near enough.
+            burnt = (time.monotonic() - job.dispatched_at) * AGE_FUEL if job.seq == guilty else 0.0
+            self.slots.shares.charge(job.request.tenant, burnt - job.charged)
             if job.seq == guilty:
                 facts = (("ended", death.detail), *death.facts)
                 self.owner.on_finished(

@@ -17,6 +17,7 @@ from executor.supervisor.pool import Pool
 from executor.supervisor.ports import Board, Intake, Modules, Outbox, Records, Stores, Trust
 from executor.supervisor.registry import Registry
 from executor.supervisor.settling import Settler
+from executor.supervisor.slots import Slots
 from executor.supervisor.zygote import Zygote
 from executor.telemetry import Telemetry
 
@@ -86,8 +87,18 @@ def assemble(
         guards=Guards(breakers, Budgets(lambda: pipeline.now_ms())),  # noqa: PLW0108
     )  # fmt: skip
     pipeline.pool = Pool(
-        owner=pipeline, count=config.number("sandbox.count"), modules_of=registry.of_tenant,
-        zygote=zygote,
+        owner=pipeline, slots=Slots(config.number("sandbox.count")),
+        modules_of=registry.of_tenant, zygote=zygote,
         attempts_per_sandbox_max=config.number("sandbox.attempts_per_sandbox_max"),
     )  # fmt: skip
+    share(pipeline.pool.slots, config)
     return pipeline
+
+
+def share(slots: Slots, config: Config) -> None:
+    """Let tenants share the slots as this configuration says."""
+    tenants = config.policy.tenants
+    # With one tenant there is nobody to keep a slot for.
+    slots.reserve = min(config.number("sandbox.reserve"), max(len(tenants) - 1, 0))
+    slots.most = {t.name: t.sandboxes_max for t in tenants}
+    slots.shares.weights = {t.name: t.weight for t in tenants}

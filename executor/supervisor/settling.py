@@ -29,6 +29,7 @@ from executor.model import (
     Result,
     Stored,
     StoredMessage,
+    Unconfirmed,
 )
 from executor.supervisor.job import Job
 from executor.supervisor.ports import Outbox, Records, Trust
@@ -144,10 +145,23 @@ class Settler:
         elif isinstance(answer, Conflict) and outgoing.once and looks < _LOOKS_MAX:
             self._start(self._look(job, outgoing, looks + 1))
         else:
-            why = answer.text if isinstance(answer, Refused) else type(answer).__name__.lower()
-            self.telemetry.log.event(
-                "publish-unconfirmed", id=job.request.id, subject=outgoing.subject, why=why
-            )
+            self._unconfirmed(job, outgoing, answer, looks)
+
+    def _unconfirmed(self, job: Job, outgoing: Outgoing, answer: Answer, looks: int) -> None:
+        """Ask again while the lease is ours: an outage of the store costs no delivery and no run.
+
+        Meanwhile the message is held, so nothing new is asked for beyond the window.
+        """
+        why = answer.text if isinstance(answer, Refused) else type(answer).__name__.lower()
+        self.telemetry.log.event(
+            "publish-unconfirmed", id=job.request.id, subject=outgoing.subject, why=why
+        )
+        passing = isinstance(answer, Unconfirmed) or (
+            isinstance(answer, Refused) and answer.temporary
+        )
+        if passing and job.delivery.lease:
+            self._publish(job, outgoing, looks)
+        else:
             self.on_settled(job, "")
 
     def _ack(self, job: Job, what: str) -> None:

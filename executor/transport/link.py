@@ -215,7 +215,7 @@ class Link:
             "reconnect_to_server_handler": self._choose,
             "inbox_prefix": settings.inbox_prefix,
             "pending_size": BUFFER_MAX,
-            "ping_interval": 20,  # two unanswered: a half-open connection ends within a minute
+            "ping_interval": settings.ping_s,  # two unanswered: the third ends the connection
             # Subjects are built by core.subjects; the others are checked where they come in.
             "skip_subject_validation": True,
             **({"user_credentials": settings.creds_file} if settings.creds_file else {}),

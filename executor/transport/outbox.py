@@ -26,6 +26,7 @@ SCHEDULE_TARGET: Final = "Nats-Schedule-Target"
 _PROGRESS: Final = b"+WPI"
 _NS_PER_MS: Final = 1_000_000
 _TEMPORARY: Final = 500  # codes from here on say that the server could not, not that it would not
+_ACCOUNT_FULL: Final = 10002  # comes with 400, and ends with room like the server's own limit
 _FORBIDDEN: Final = 403
 _TOO_LARGE: Final = 413
 _UNAVAILABLE: Final = 503
@@ -189,7 +190,9 @@ class Outbox:
     def _on_answer(self, message: Message) -> None:
         number = message.subject[self._skip :]
         if not message.data:  # status 503: no stream takes this subject
-            self._refuse(number, Refused(_UNAVAILABLE, "no stream takes this subject"), retry=True)
+            self._refuse(
+                number, Refused(_UNAVAILABLE, "no stream takes this subject", temporary=True)
+            )
             return
         try:
             answer = api.decode(message.data)
@@ -198,17 +201,18 @@ class Outbox:
             if error.err_code in api.CONFLICTS:
                 self._settle(number, Conflict())
             else:
-                refused = Refused(error.err_code or error.code, error.description)
-                self._refuse(number, refused, retry=error.code >= _TEMPORARY)
+                temporary = error.code >= _TEMPORARY or error.err_code == _ACCOUNT_FULL
+                code = error.err_code or error.code
+                self._refuse(number, Refused(code, error.description, temporary=temporary))
             return
         except (KeyError, TypeError, ValueError):
-            self._refuse(number, Refused(0, "not a PubAck"), retry=True)
+            self._refuse(number, Refused(0, "not a PubAck", temporary=True))
             return
         self._settle(number, stored)
 
-    def _refuse(self, number: str, refused: Refused, *, retry: bool) -> None:
+    def _refuse(self, number: str, refused: Refused) -> None:
         entry = self._entries.get(number)
-        if entry is not None and retry and self._patient:
+        if entry is not None and refused.temporary and self._patient:
             entry.refused = refused
             return
         self._settle(number, refused)

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 from urllib.parse import urlsplit
+
+PING_S: Final = 20.0  # a half-open connection ends within a minute
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """`url` may list several servers, separated by commas."""
+    """`url` may list several servers, separated by commas.
+
+    `ping_s`  a connection whose other end is silent is given up after three of these.
+    """
 
     url: str
     creds_file: str = ""
     name: str = "executor"
     inbox_prefix: str = "_INBOX"
     connect_timeout_ms: int = 2_000
+    ping_s: float = PING_S
 
     def servers(self) -> list[str]:
         """The servers of `url`."""

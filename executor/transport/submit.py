@@ -18,7 +18,8 @@ from executor.model import Answer, Conflict, Outgoing, Refused, Stored
 from executor.transport.connection import Connection
 from executor.transport.outbox import Outbox
 
-_FULL: Final = frozenset({10047, 10077, 10122})
+# The stream's own bounds; the account's and the server's (10002, 10023).
+_FULL: Final = frozenset({10002, 10023, 10047, 10077, 10122})
 _TOO_LARGE: Final = frozenset({413, 10054})
 _UNAVAILABLE: Final = 503
 _FORBIDDEN: Final = 403
@@ -149,7 +150,8 @@ def _refused(code: int, text: str, subject: str) -> ExecutorError:
         return ExecutorError(
             "transport.stream-missing",
             "no tenant takes this subject",
-            hint="check the tenant's name (executor tenant list), or make it: executor tenant add",
+            hint="check the tenant's name (executor tenant list), or make it: executor tenant add;"
+            " a cluster that has just lost a node takes it some seconds later",
             subject=subject,
         )
     return ExecutorError("transport.publish-unconfirmed", text, subject=subject, err_code=code)

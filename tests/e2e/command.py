@@ -143,7 +143,8 @@ class House(Shell):
         self.run("init", ".")
         self.port = free_port()
         config = self.folder / "executor.toml"
-        config.write_text(config.read_text().replace("127.0.0.1:4222", f"127.0.0.1:{self.port}"))
+        text = config.read_text().replace("127.0.0.1:4222", f"127.0.0.1:{self.port}")
+        config.write_text(text.replace("[nats]", 'health_file = "health.json"\n[nats]', 1))
         self.serve()
 
     def serve(self) -> None:

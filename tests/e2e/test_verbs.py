@@ -40,6 +40,13 @@ HAPPY = {
     "dead show": (["dead", "show", "bad"], "executor.outcome/1"),
     "dead retry": (["dead", "retry", "bad"], "executor.submitted/1"),
     "dead discard": (["dead", "discard", "{dead}", "--yes"], "executor.discarded/1"),
+    "pause": (["pause", "wordcount-zig"], "executor.paused/1"),
+    "resume": (["resume", "wordcount-zig"], "executor.paused/1"),
+    "quarantine add": (["quarantine", "add", f"sha256:{'ab' * 32}"], "executor.quarantine/1"),
+    "quarantine list": (["quarantine", "list"], "executor.quarantined/1"),
+    "quarantine lift": (["quarantine", "lift", f"sha256:{'ab' * 32}"], "executor.quarantine/1"),
+    "top": (["top", "--once"], "executor.top/1"),
+    "health": (["health"], "executor.health/1"),
     "tenant list": (["tenant", "list"], "executor.tenants/1"),
     "tenant add": (["tenant", "add", "{new}"], "executor.tenant/1"),
     "tenant remove": (["tenant", "remove", "{tenant}", "--yes"], "executor.tenant/1"),
@@ -58,11 +65,12 @@ VERBS = [
     "demo", "init", "run", "build", "sign", "verify", "inspect", "keygen", "publish", "serve",
     "submit", "result", "cancel", "schedule add", "schedule list", "schedule remove",
     "dead list", "dead show", "dead retry", "dead discard",
+    "pause", "resume", "quarantine list", "quarantine add", "quarantine lift", "top", "health",
     "tenant list", "tenant add", "tenant remove",
     "nats apply", "nats check", "doctor", "explain", "config show",
     "config check", "help",
 ]  # fmt: skip
-FAMILIES = ["", "schedule", "dead", "tenant", "nats", "config"]
+FAMILIES = ["", "schedule", "dead", "quarantine", "tenant", "nats", "config"]
 
 
 def _arguments(house: House, template: list[str], tmp_path: Path) -> list[str]:

@@ -229,7 +229,7 @@ def test_a_tenant_is_removed_while_executors_run(site: Site) -> None:
     run(test())
 
 
-def test_not_before_over_a_crash_of_the_server(site: Site) -> None:
+def test_not_before_over_a_crash_of_the_server(site: Site, server: NatsServer) -> None:
     """A delayed task waits through a crash of the server and starts after its time, once."""
 
     async def test() -> None:
@@ -243,7 +243,7 @@ def test_not_before_over_a_crash_of_the_server(site: Site) -> None:
             return (await site.state(subjects.LATER))["messages"] == 1
 
         await eventually(waits)
-        await asyncio.to_thread(site.server.restart, signal.SIGKILL)
+        await asyncio.to_thread(server.restart, signal.SIGKILL)
         ended = (await site.all_ended(1))[sent.id]
         assert ended.output == b"later"
         assert ended.record.finished_at >= at

@@ -131,7 +131,7 @@ def test_a_restarted_executor_keeps_the_phase(site: Site) -> None:
     run(test())
 
 
-def test_a_restart_of_the_server_runs_no_firing_twice(site: Site) -> None:
+def test_a_restart_of_the_server_runs_no_firing_twice(site: Site, server: NatsServer) -> None:
     """The server crashes and stores firings again: one outcome for each, none is lost."""
 
     async def test() -> None:
@@ -139,7 +139,7 @@ def test_a_restart_of_the_server_runs_no_firing_twice(site: Site) -> None:
         await site.serve()
         await put(site, EVERY)
         await site.all_ended(2)
-        await asyncio.to_thread(site.server.restart, signal.SIGKILL)
+        await asyncio.to_thread(server.restart, signal.SIGKILL)
         count = (await site.state(subjects.outcomes_stream(TENANT)))["messages"]
         ended = await site.all_ended(count + 3)  # which fails for two records of an id
         assert all(outcome.output == b"tick" for outcome in ended.values())

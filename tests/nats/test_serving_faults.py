@@ -220,7 +220,9 @@ def test_sandboxes_die_all_the_time(site: Site) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_the_server_restarts_under_load(site: Site, number: signal.Signals) -> None:
+def test_the_server_restarts_under_load(
+    site: Site, server: NatsServer, number: signal.Signals
+) -> None:
     """nats-server ends in mid-load and comes back: every task ends in exactly one record."""
 
     async def test() -> None:
@@ -232,7 +234,7 @@ def test_the_server_restarts_under_load(site: Site, number: signal.Signals) -> N
             return (await site.state(subjects.outcomes_stream(TENANT)))["messages"] >= 10
 
         await eventually(some)
-        site.server.restart(number)
+        server.restart(number)
         ended = await site.all_ended(len(ids))
         assert sorted(ended) == sorted(ids)
         assert all(outcome.ok for outcome in ended.values())
@@ -243,7 +245,7 @@ def test_the_server_restarts_under_load(site: Site, number: signal.Signals) -> N
     run(test())
 
 
-def test_the_server_is_away_longer_than_a_lease(site: Site) -> None:
+def test_the_server_is_away_longer_than_a_lease(site: Site, server: NatsServer) -> None:
     """Off line for longer than `ack_wait`, attempts are dropped and run again, one record each."""
 
     async def test() -> None:
@@ -251,9 +253,9 @@ def test_the_server_is_away_longer_than_a_lease(site: Site) -> None:
         life = await site.serve()
         ids = await submit(site, "work", 10)
         await began(site, "n0")
-        site.server.stop(signal.SIGKILL)
+        server.stop(signal.SIGKILL)
         await life.line("lease-lost", len(ids) // 2)
-        site.server.start()
+        server.start()
         ended = await site.all_ended(len(ids))
         assert sorted(ended) == sorted(ids)
         assert all(outcome.ok for outcome in ended.values())

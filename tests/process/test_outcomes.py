@@ -117,9 +117,25 @@ async def test_no_ack_before_the_schedule_is_stored() -> None:
 
 
 @pytest.mark.covers("transport.publish-unconfirmed")
-@pytest.mark.parametrize("answer", [Refused(503, "no stream"), Unconfirmed()])
-async def test_what_is_not_confirmed_is_silence(answer: Refused | Unconfirmed) -> None:
-    """Refused or unconfirmed: neither ack nor nak, the lease lapses and the message comes again."""
+@pytest.mark.parametrize("answer", [Refused(503, "no stream", temporary=True), Unconfirmed()])
+async def test_what_is_not_confirmed_is_asked_again(answer: Refused | Unconfirmed) -> None:
+    """While the lease is held the record is published until it is confirmed; then comes the ack."""
+    async with Rig() as rig:
+        answers = iter([answer] * 3)
+        rig.wire.answer = lambda outgoing: next(answers, None) or rig.wire.store(outgoing)
+        rig.publish("echo", guests.ECHO)
+        request = rig.ask("echo", b"x")
+        assert (await rig.record(request)).output == b"x"
+        assert len(rig.journal.of("publish-unconfirmed")) == 3
+        assert rig.wire.count("publish") == 4
+        assert rig.wire.count("ack") == 1
+        assert rig.buckets.asked == []
+
+
+@pytest.mark.covers("transport.publish-unconfirmed")
+@pytest.mark.parametrize("answer", [Refused(403, "not allowed"), Refused(413, "too large")])
+async def test_what_is_refused_is_silence(answer: Refused) -> None:
+    """Refused for good: neither ack nor nak, the lease lapses and the message comes again."""
     async with Rig() as rig:
         rig.publish("echo", guests.ECHO)
         rig.wire.answer = lambda _: answer

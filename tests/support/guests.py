@@ -48,14 +48,16 @@ HOLD = (
 )  # fmt: skip
 
 
-def working(loops: int) -> str:
+def working(loops: int, rounds: int = 1) -> str:
     """A guest that says in its bucket that it began, under its input's name, then works a while."""
+    work = (
+        f"(local.set $n (i32.const {loops}))"
+        "(loop $l (br_if $l (local.tee $n (i32.sub (local.get $n) (i32.const 1)))))"
+    )
     return (
         RUN.replace("(result i32) ", "(result i32) (local $n i32) ", 1) + _READ
         + "(drop (call $kv_put (i32.const 0) (call $input_len) (i32.const 0) (i32.const 1)))"
-        f"(local.set $n (i32.const {loops}))"
-        "(loop $l (br_if $l (local.tee $n (i32.sub (local.get $n) (i32.const 1)))))"
-        + _WRITE + _OK
+        + work * rounds + _WRITE + _OK
     )  # fmt: skip
 
 

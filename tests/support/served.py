@@ -27,7 +27,7 @@ from executor.model import Release, StoredMessage
 from executor.transport import records, streams
 from executor.transport.connection import Connection, Settings
 from executor.trust.file import FileTrust
-from tests.servers import NatsServer, connect, eventually
+from tests.servers import HasUrl, connect, eventually
 from tests.support import guests
 
 TENANT = "acme"
@@ -41,6 +41,7 @@ name = "{name}"
 key_file = "executor.key"
 [nats]
 url = "{url}"
+replicas = {replicas}
 [delivery]
 backoff_ms = [50]
 ack_wait_ms = {ack_wait_ms}
@@ -69,6 +70,7 @@ key = "{host}"
 _TENANT = """
 [[tenant]]
 name = "{name}"
+queue_max_mib = {queue_max_mib}
 ceiling = {{ capabilities = ["log", "kv"] }}
 [[grant]]
 tenant = "{name}"
@@ -80,12 +82,21 @@ _KV = 'kv = { prefix = "own/", mode = "write" }\n'
 
 
 class Site:
-    """A folder with a configuration, on one server."""
+    """A folder with a configuration, on one server or cluster.
 
-    def __init__(self, folder: Path, server: NatsServer, *, ack_wait_ms: int = 30_000) -> None:
+    `url` is where `serve` and clients connect, if not straight to the server: a fault proxy's.
+    """
+
+    def __init__(
+        self, folder: Path, server: HasUrl, *, ack_wait_ms: int = 30_000, url: str = "",
+        replicas: int = 1, queue_max_mib: int = 1024,
+    ) -> None:  # fmt: skip
         self.folder = folder
         self.server = server
         self.ack_wait_ms = ack_wait_ms
+        self.url = url or server.url
+        self.replicas = replicas
+        self.queue_max_mib = queue_max_mib
         self.lives: list[Serve] = []
         folder.mkdir(exist_ok=True)
         key = folder / "executor.key"
@@ -104,12 +115,14 @@ class Site:
     ) -> None:  # fmt: skip
         """Write the configuration anew."""
         text = _BASE.format(
-            name="local", url=self.server.url, author=guests.AUTHOR.public.text,
+            name="local", url=self.url, author=guests.AUTHOR.public.text,
             host=guests.HOST.public.text, second=guests.STRANGER.public.text, drain_ms=drain_ms,
-            ack_wait_ms=self.ack_wait_ms, revoked=f'"{revoked}"' if revoked else "",
+            ack_wait_ms=self.ack_wait_ms, replicas=self.replicas,
+            revoked=f'"{revoked}"' if revoked else "",
         )  # fmt: skip
         for name in tenants:
-            text += _TENANT.format(name=name) + (_KV if kv else "")
+            tenant = _TENANT.format(name=name, queue_max_mib=self.queue_max_mib)
+            text += tenant + (_KV if kv else "")
         self.path.write_text(text)
 
     def config(self) -> Config:
@@ -210,9 +223,12 @@ class Site:
 
         await eventually(is_empty)
 
-    async def serve(self) -> Serve:
-        """Start a process and wait until it takes tasks."""
-        life = Serve(self, len(self.lives))
+    async def serve(self, *driver: str) -> Serve:
+        """Start a process and wait until it takes tasks; `driver` stands in for the module's name.
+
+        Such as `-m tests.support.skewed 3600`, which changes the process before it begins.
+        """
+        life = Serve(self, len(self.lives), *([driver] if driver else []))
         self.lives.append(life)
         await life.line("serving")
         return life
@@ -239,13 +255,15 @@ class Site:
 class Serve:
     """One `executor serve`."""
 
-    def __init__(self, site: Site, number: int) -> None:
+    def __init__(
+        self, site: Site, number: int, program: tuple[str, ...] = ("-m", "executor.cli.main")
+    ) -> None:
         self.number = number
         self._path = site.folder / f"serve-{number}.log"
         with self._path.open("wb") as log:
             self.process = subprocess.Popen(
                 [
-                    sys.executable, "-m", "executor.cli.main", "--config", str(site.path), "serve",
+                    sys.executable, *program, "--config", str(site.path), "serve",
                     "--ready-file", str(site.folder / f"ready-{number}"),
                 ],
                 cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0,

@@ -10,7 +10,8 @@ from typing import Final
 import pytest
 
 from executor import config
-from executor.config import KEYS, Config, Key
+from executor.config import KEYS, Config
+from executor.config_tables import Key, Value
 from executor.core.policy import Ceiling, Tenant
 from executor.core.settlement import Rules
 from executor.core.signature import SecretKey
@@ -45,7 +46,7 @@ def spec(name: str) -> Key:
     return KEYS[section][key]
 
 
-def other_value(name: str) -> tuple[str, config.Value]:
+def other_value(name: str) -> tuple[str, Value]:
     """A value that is not the default, as TOML spells it and as it is read."""
     key = spec(name)
     if isinstance(key.default, tuple):

@@ -10,11 +10,11 @@ import pytest
 from executor.core import settlement
 from executor.core.envelope import HISTORY_MAX
 from executor.core.settlement import Action, Rules, before_running, must_look_up, settle
-from executor.errors import TABLE
+from executor.errors import TABLE, Class
 from executor.model import Failure, PastAttempt, Result, TaskId, TaskRequest
 
 NOW: Final = 1_000_000
-RULES: Final = Rules(attempts_max=3, deliveries_max=10, backoff_ms=(1_000, 5_000, 30_000))
+RULES: Final = Rules(attempts_max=3, deliveries_max=10, backoff_ms=(1_000, 30_000))
 ASK: Final = TaskRequest("acme", "resize", TaskId("1"), b"")
 LATER_THAN_A_DAY: Final = 10**12
 
@@ -26,22 +26,27 @@ def codes(text: str) -> list[str]:
 
 # Copied from the specification, not from the code under test.
 PERMANENT: Final = codes("""
-    message.malformed message.too-large message.version-unknown message.audience-mismatch
-    message.expired message.deliveries-exhausted
+    message.malformed message.version-unknown message.expired message.deliveries-exhausted
     module.invalid module.manifest-invalid module.abi-mismatch module.import-unknown
-    module.too-complex module.unsigned module.signature-invalid module.signer-untrusted
-    module.signer-revoked task.cancelled
-    policy.task-unknown policy.capability-denied policy.limit-too-high policy.submitter-denied
-    policy.raw-body-refused
+    task.cancelled policy.task-unknown guest.trap guest.exited guest.bad-pointer
+    capability.bad-argument internal.bug
+""")
+RESOURCE: Final = codes("""
+    message.too-large module.too-complex policy.limit-too-high
     limit.fuel-exhausted limit.memory-exceeded limit.stack-exhausted limit.output-too-large
-    limit.calls-exceeded guest.trap guest.exited guest.bad-pointer
-    capability.denied capability.bad-argument internal.bug
+    limit.calls-exceeded
+""")
+SECURITY: Final = codes("""
+    message.audience-mismatch module.unsigned module.signature-invalid module.signer-untrusted
+    module.signer-revoked policy.capability-denied policy.submitter-denied policy.raw-body-refused
+    capability.denied
 """)
 TRANSIENT: Final = codes("""
     module.not-found module.digest-mismatch limit.deadline-exceeded capability.deadline-exceeded
 """)
 SYSTEMIC: Final = codes("""
-    module.quarantined capability.unavailable sandbox.start-failed sandbox.containment-missing
+    module.quarantined module.breaker-open task.paused capability.unavailable
+    sandbox.start-failed sandbox.breaker-open sandbox.containment-missing
     trust.missing trust.invalid trust.expired trust.rolled-back trust.threshold-unmet
 """)
 ONCE: Final = ["sandbox.crashed", "sandbox.killed", "sandbox.protocol-violation"]
@@ -53,7 +58,9 @@ SILENT: Final = codes("""
 """)
 GUEST: Final = ["guest.failed"]
 
-ALL: Final = [*PERMANENT, *TRANSIENT, *SYSTEMIC, *ONCE, *SILENT, *GUEST]
+ALL: Final = [
+    *PERMANENT, *RESOURCE, *SECURITY, *TRANSIENT, *SYSTEMIC, *ONCE, *SILENT, *GUEST
+]  # fmt: skip
 # (counted as an attempt, counted as a crash) beside what is published.
 Expected = tuple[Action, int, int]
 
@@ -75,6 +82,20 @@ def expected(code: str, attempt: int, crashes: int, *, expired: bool, word: bool
 def test_the_table_is_whole() -> None:
     """The table below judges each code of the house, and each one once."""
     assert sorted(ALL) == sorted(TABLE)
+    for klass, named in (
+        (Class.PERMANENT, PERMANENT), (Class.RESOURCE, RESOURCE), (Class.SECURITY, SECURITY),
+        (Class.TRANSIENT, TRANSIENT), (Class.SYSTEMIC, SYSTEMIC), (Class.ONCE, ONCE),
+    ):  # fmt: skip
+        assert {TABLE[code].klass for code in named} == {klass}
+
+
+@pytest.mark.parametrize("attempts", [1, 2, 3])
+@pytest.mark.parametrize("code", [*SECURITY, *RESOURCE])
+def test_what_is_refused_or_spent_is_never_tried_again(code: str, attempts: int) -> None:
+    """Missing authority and a cap that was met end the task at the first attempt as at the last."""
+    got = settle(Failure(code, transient=True, retry_after_ms=5),
+                 replace(ASK, attempt=attempts), RULES, now=NOW, jitter=0.5)  # fmt: skip
+    assert (got.action, got.code) == (Action.DEAD, code)
 
 
 @pytest.mark.parametrize("word", [False, True], ids=["final", "retry"])
@@ -127,14 +148,50 @@ def test_a_systemic_failure_puts_the_task_off(jitter: float, delay: int) -> None
 
 
 @pytest.mark.parametrize(
-    ("attempt", "jitter", "delay"),
-    [(1, 0.0, 500), (1, 0.5, 1_000), (2, 0.5, 5_000), (3, 0.5, 30_000), (7, 0.9, 42_000)],
-)
-def test_the_back_off_grows_and_then_stays(attempt: int, jitter: float, delay: int) -> None:
-    """Each attempt waits for its own step; the last step serves all that follow."""
-    request, rules = replace(ASK, attempt=attempt), replace(RULES, attempts_max=16)
-    got = settle(Failure("limit.deadline-exceeded"), request, rules, now=NOW, jitter=jitter)
+    ("waited", "jitter", "delay"),
+    [
+        (None, 0.0, 1_000), (None, 0.5, 2_000), (None, 1.0, 3_000), (3_000, 0.0, 1_000),
+        (3_000, 0.5, 5_000), (3_000, 1.0, 9_000), (9_000, 1.0, 27_000), (600_000, 1.0, 30_000),
+        (-5_000, 1.0, 3_000),
+    ],
+)  # fmt: skip
+def test_the_back_off_has_decorrelated_jitter(
+    waited: int | None, jitter: float, delay: int
+) -> None:
+    """From the least up to three times the wait before, whatever the clock did, up to the most."""
+    history = () if waited is None else (PastAttempt(1, "guest.failed", NOW - waited),)
+    request = replace(ASK, attempt=1 if waited is None else 2, history=history)
+    got = settle(Failure("limit.deadline-exceeded"), request, RULES, now=NOW, jitter=jitter)
     assert (got.action, got.delay_ms) == (Action.RETRY, delay)
+
+
+def test_one_back_off_stands_for_its_range() -> None:
+    """An operator who names the least alone gets up to three times as much, at random."""
+    rules = replace(RULES, backoff_ms=(400,))
+    delays = [
+        settle(Failure("limit.deadline-exceeded"), ASK, rules, now=NOW, jitter=jitter).delay_ms
+        for jitter in (0.0, 0.5, 1.0)
+    ]
+    assert delays == [400, 800, 1_200]
+
+
+@pytest.mark.parametrize(
+    ("waited", "jitter", "delay"),
+    [(0, 0.5, 5_000), (9_000, 0.5, 5_000), (60_000, 0.5, 30_000), (10**9, 0.5, 300_000)],
+)
+def test_what_waits_long_is_looked_at_less_often(waited: int, jitter: float, delay: int) -> None:
+    """A systemic failure puts a task off by half of what it has waited, up to five minutes."""
+    request = replace(ASK, submitted_at=NOW - waited)
+    got = settle(Failure("task.paused"), request, RULES, now=NOW, jitter=jitter)
+    assert (got.action, got.delay_ms) == (Action.RETRY, delay)
+
+
+@pytest.mark.parametrize(("jitter", "delay"), [(0.0, 2_000), (1.0, 3_000)])
+def test_a_failure_that_knows_its_end_is_asked_then(jitter: float, delay: int) -> None:
+    """An open breaker says until when: the task comes back soon after, and no attempt counts."""
+    failure = Failure("module.breaker-open", retry_after_ms=2_000)
+    got = settle(failure, ASK, RULES, now=NOW, jitter=jitter)
+    assert (got.action, got.delay_ms, got.request) == (Action.RETRY, delay, ASK)
 
 
 def test_no_back_off_means_at_once() -> None:
@@ -147,7 +204,7 @@ def test_no_back_off_means_at_once() -> None:
 @pytest.mark.covers("guest.failed")
 @pytest.mark.parametrize(
     ("asked", "delay"),
-    [(-1, 1_000), (0, 0), (1, 1), (86_400_000, 86_400_000), (LATER_THAN_A_DAY, 86_400_000)],
+    [(-1, 2_000), (0, 0), (1, 1), (86_400_000, 86_400_000), (LATER_THAN_A_DAY, 86_400_000)],
 )
 def test_a_guest_says_when_to_come_back(asked: int, delay: int) -> None:
     """The guest's own wait replaces the back-off, up to a day."""

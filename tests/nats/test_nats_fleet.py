@@ -1,0 +1,176 @@
+"""Steering a running executor: pause, quarantine, breakers of others, rates, tenants, health."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from executor.core import control, subjects
+from executor.transport.control import Control
+from tests.servers import NatsServer, connect, eventually, run
+from tests.support import guests
+from tests.support.served import OTHER, ROOT, TENANT, Site
+
+
+@pytest.fixture
+def site(tmp_path: Path, server: NatsServer) -> Iterator[Site]:
+    """A folder with a configuration."""
+    with Site(tmp_path / "site", server) as made:
+        yield made
+
+
+def call(site: Site, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """One call of the command in the site's folder."""
+    return subprocess.run(
+        [sys.executable, "-m", "executor.cli.main", "--config", str(site.path), *arguments],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+
+
+def test_pause_and_resume(site: Site) -> None:
+    """A paused task's tasks wait, another's run; after `resume` new ones run at once."""
+
+    async def test() -> None:
+        await site.prepare(echo=guests.ECHO, other=guests.ECHO)
+        life = await site.serve()
+        assert call(site, "pause", "echo", "--why", "maintenance").returncode == 0
+        await life.line("paused", task=f"{TENANT}/echo")
+        async with await site.client() as client:
+            waiting = await client.submit("echo", b"x")
+            assert (await client.run("other", b"y", timeout_s=30)).output == b"y"
+            await life.line("attempt", code="task.paused")
+            top = json.loads(call(site, "--json", "top").stdout)
+            assert [(h["kind"], h["what"], h["why"]) for h in top["held_up"]] == [
+                ("pause", f"{TENANT}/echo", "maintenance")
+            ]
+            assert call(site, "resume", "echo").returncode == 0
+            await life.line("resumed", task=f"{TENANT}/echo")
+            assert (await client.run("echo", b"z", timeout_s=30)).output == b"z"
+            outcome = await client.wait(waiting.id, timeout_s=60)
+            assert (outcome.output, outcome.record.attempt) == (b"x", 1)
+
+    run(test())
+
+
+def test_a_quarantine_holds_for_all_executors(site: Site) -> None:
+    """What one operator says, two executors keep; lifted, the tasks run."""
+
+    async def test() -> None:
+        live = (await site.prepare(echo=guests.ECHO, other=guests.ECHO))["echo"]
+        lives = [await site.serve(), await site.serve()]
+        assert call(site, "quarantine", "add", live.digest).returncode == 0
+        listed = call(site, "--json", "quarantine", "list").stdout
+        assert json.loads(listed)["modules"][0]["digest"] == live.digest
+        connection = await connect(site.server)
+
+        async def refused_by_both() -> bool:
+            async with await site.client() as client:
+                await client.submit("echo", b"x")
+            return all(
+                any(e.get("code") == "module.quarantined" for e in life.events("attempt"))
+                for life in lives
+            )
+
+        await eventually(refused_by_both)
+        assert await site.ended() == {}
+        assert call(site, "quarantine", "lift", live.digest).returncode == 0
+        for life in lives:
+            await life.line("quarantine-lifted")
+        assert await Control(connection).keys("quarantine") == []
+        async with await site.client() as client:
+            assert (await client.run("echo", b"y", timeout_s=30)).output == b"y"
+
+    run(test())
+
+
+def test_a_breaker_of_another_executor_is_heard(site: Site) -> None:
+    """An announced opening puts tasks off here, no attempt counted, until it is taken back."""
+
+    async def test() -> None:
+        live = (await site.prepare(echo=guests.ECHO))["echo"]
+        life = await site.serve()
+        connection = await connect(site.server)
+        key = subjects.breaker_key("module", TENANT, live.digest.removeprefix("sha256:"))
+        value = control.encode("breaker", key, "test", until=2**42, trips=2, by="another")
+        await Control(connection).put(key, value)
+        async with await site.client() as client:
+            first = await client.submit("echo", b"x")
+            await life.line("attempt", code="module.breaker-open")
+            assert "breaker" in call(site, "top", "--once").stdout
+            assert await client.cancel(first.id, task="echo") is None
+            assert (await client.wait(first.id, timeout_s=30)).code == "task.cancelled"
+            await Control(connection).delete(key)
+
+            async def runs() -> bool:
+                outcome = await client.run("echo", b"y", timeout_s=30)
+                return outcome.record.attempt == 1
+
+            await eventually(runs)
+
+    run(test())
+
+
+def test_top_and_health(site: Site) -> None:
+    """`top` shows executors and queues; `health` says ready, draining or gone."""
+
+    async def test() -> None:
+        text = site.path.read_text().replace('name = "local"', 'name = "local"\nhealth_file = "h"')
+        site.path.write_text(text)
+        await site.prepare(echo=guests.ECHO, long=guests.SPIN)
+        assert "no executor serves" in call(site, "top").stdout
+        gone = call(site, "health")
+        assert (gone.returncode, gone.stdout) == (
+            1, "no executor runs here: there is no health file\n"
+        )  # fmt: skip
+        life = await site.serve()
+        assert call(site, "health").returncode == 0
+        async with await site.client() as client:
+            assert (await client.run("echo", b"x", timeout_s=30)).ok
+            await client.submit("long")
+        top = json.loads(call(site, "--json", "top").stdout)
+        (seen,) = top["executors"]
+        assert (seen["ready"], seen["clock_offset_ms"]) == ("ready", 0)
+        assert [q["tenant"] for q in top["queues"]] == [TENANT]
+        life.signal(signal.SIGTERM)
+        await life.line("draining")
+        asked = call(site, "health")
+        assert (asked.returncode, asked.stdout) == (1, "draining\n")
+        assert call(site, "health", "--live").returncode == 0
+        life.signal(signal.SIGTERM)
+        assert await life.exit_status() == 0
+        assert call(site, "health").returncode == 1
+        assert json.loads(call(site, "--json", "top").stdout)["executors"] == []
+
+    run(test())
+
+
+def test_a_rate_bounds_what_is_taken(site: Site) -> None:
+    """A tenant with a rate leaves its tasks in the queue; another's run meanwhile."""
+
+    async def test() -> None:
+        site.write(tenants=(TENANT, OTHER))
+        text = site.path.read_text()
+        text = text.replace(f'name = "{TENANT}"\n', f'name = "{TENANT}"\ntasks_per_s = 1\n', 1)
+        site.path.write_text(text)
+        await site.prepare(echo=guests.ECHO)
+        life = await site.serve()
+        async with await site.client() as slow, await site.client(OTHER) as fast:
+            for number in range(30):
+                await slow.submit("echo", b"%d" % number)
+            for number in range(60):
+                assert (await fast.run("echo", b"%d" % number, timeout_s=30)).ok
+        left = (await site.state(subjects.tasks_stream(TENANT)))["messages"]
+        assert left > 0, "the rate was not kept"
+        # Raised, the rest follows at once.
+        site.path.write_text(text.replace("tasks_per_s = 1\n", ""))
+        life.signal(signal.SIGHUP)
+        await life.line("reloaded")
+        assert len(await site.all_ended(30)) == 30
+
+    run(test())
