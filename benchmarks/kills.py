@@ -15,25 +15,13 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import nats
 
 from benchmarks.throughput import TENANT, last, load, stage
+from tests.support.aftermath import sandboxes
 
 PERIOD_S = 0.2
-
-
-def sandboxes(pid: int) -> list[int]:
-    """The sandbox processes of a supervisor."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError, IndexError):
-            parent = int((path / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            command = (path / "cmdline").read_bytes().split(b"\0")
-            if parent == pid and b"executor.sandbox" in command and b"sandbox" in command:
-                found.append(int(path.name))
-    return found
 
 
 async def _kill(pid: int, seed: int) -> int:

@@ -41,7 +41,8 @@ class Round:
     cpu_ms_per_1k: float  # of the contender's processes, without server and submitter
 
 
-def _cli(folder: Path, *arguments: str, **options: str) -> subprocess.CompletedProcess[bytes]:
+def cli(folder: Path, *arguments: str, **options: str) -> subprocess.CompletedProcess[bytes]:
+    """One call of the command in a folder; it must succeed."""
     return subprocess.run(
         [sys.executable, "-m", "executor.cli.main", *arguments],
         cwd=folder, check=True, capture_output=True, env={**os.environ, **options},
@@ -50,13 +51,13 @@ def _cli(folder: Path, *arguments: str, **options: str) -> subprocess.CompletedP
 
 def prepare(folder: Path, url: str) -> Path:
     """A folder with configuration, keys and a published word count."""
-    _cli(folder, "init", ".", "--tenant", TENANT)
+    cli(folder, "init", ".", "--tenant", TENANT)
     config = folder / "executor.toml"
     config.write_text(config.read_text().replace("nats://127.0.0.1:4222", url))
-    _cli(folder, "nats", "apply")
+    cli(folder, "nats", "apply")
     module = Path(__file__).parent.parent / "tasks_wasm" / "wordcount" / "wordcount.wasm"
-    _cli(folder, "sign", str(module), "--key", "keys/author.key", "-o", "wordcount.wasm")
-    _cli(folder, "publish", "wordcount.wasm")
+    cli(folder, "sign", str(module), "--key", "keys/author.key", "-o", "wordcount.wasm")
+    cli(folder, "publish", "wordcount.wasm")
     return config
 
 
@@ -188,20 +189,27 @@ def _round(tasks: int, stored: tuple[int, int, float], cpu: float) -> Round:
 
 
 @contextlib.asynccontextmanager
-async def stage() -> AsyncIterator[tuple[Path, str]]:
+async def hosted() -> AsyncIterator[tuple[Path, PrivateServer]]:
     """A server, and a folder with configuration, keys and a published module."""
     with tempfile.TemporaryDirectory(prefix="executor-bench-") as name:
         folder = Path(name)
         async with PrivateServer(folder / "nats") as server:
             prepare(folder, server.url)
-            client = await nats.connect(server.url)
-            jetstream = client.jetstream()
-            await jetstream.add_stream(StreamConfig(
-                name="BARE", subjects=["bare.task.*"], retention=RetentionPolicy.WORK_QUEUE,
-            ))  # fmt: skip
-            await jetstream.add_stream(name="BARE_OUT", subjects=["bare.result.*"])
-            await client.close()
-            yield folder, server.url
+            yield folder, server
+
+
+@contextlib.asynccontextmanager
+async def stage() -> AsyncIterator[tuple[Path, str]]:
+    """The same, and streams for the bare loop."""
+    async with hosted() as (folder, server):
+        client = await nats.connect(server.url)
+        jetstream = client.jetstream()
+        await jetstream.add_stream(StreamConfig(
+            name="BARE", subjects=["bare.task.*"], retention=RetentionPolicy.WORK_QUEUE,
+        ))  # fmt: skip
+        await jetstream.add_stream(name="BARE_OUT", subjects=["bare.result.*"])
+        await client.close()
+        yield folder, server.url
 
 
 async def main(tasks: int, rounds: int, *, as_json: bool) -> None:

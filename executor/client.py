@@ -367,7 +367,9 @@ class Client:
     async def outcome(self, task_id: str, *, task: str | None = None) -> TaskOutcome | None:
         """The outcome of a task if there is one now."""
         if task is not None:
-            stored = await read_outcome(self.connection, self.tenant, task, task_id)
+            stored = await read_outcome(
+                self.connection, self.tenant, task, task_id, self._opener.believes
+            )
         else:
             stored = await find(self.connection, self.tenant, task_id)
         outcomes = [found for message in stored if (found := self._verified(message))]

@@ -120,10 +120,12 @@ class _Stores:
 @dataclass(frozen=True, slots=True)
 class _Records:
     connection: Connection
+    trust: FileTrust
 
     async def read(self, tenant: str, task: str, task_id: str) -> Sequence[StoredMessage]:
-        """What is stored of a task id."""
-        return await records.read_outcome(self.connection, tenant, task, task_id)
+        """What is stored of a task id; a record that was written over is among it."""
+        believes = self.trust.opener().believes
+        return await records.read_outcome(self.connection, tenant, task, task_id, believes)
 
     async def waiting(self, tenant: str, task: str, task_id: str) -> Sequence[StoredMessage]:
         """What waits in LATER under a task id."""
@@ -207,7 +209,7 @@ class Host:
         )  # fmt: skip
         ports = Ports(
             self._trust, self._modules, _Stores(self.connection), self._outbox,
-            _Records(self.connection), self._intake, self._board,
+            _Records(self.connection, self._trust), self._intake, self._board,
         )  # fmt: skip
         self.pipeline = assemble(self.config, ports, key=self._key, telemetry=self.telemetry,
                                  zygote=self._zygote)  # fmt: skip
@@ -288,6 +290,8 @@ class Host:
         return "" if self._intake.windows() else "starting"
 
     def _released(self, release: Release) -> None:
+        if self.config.policy.tenant(release.tenant) is None:
+            return  # not served here: its modules are neither fetched nor compiled
         task = asyncio.get_running_loop().create_task(self._admit(release))
         self._warm.add(task)
         task.add_done_callback(self._warm.discard)

@@ -17,6 +17,7 @@ from executor.core import envelope, signature, subjects
 from executor.core.envelope import Draft, Record, Sealed
 from executor.core.signature import BatchVerifier, PublicKey, SecretKey
 from executor.errors import ExecutorError
+from executor.model import StoredMessage
 
 BATCH_MAX: Final = signature.BATCH_MAX
 
@@ -88,6 +89,14 @@ class Opener:
         if record.task != name:
             raise NotAuthenticError("of another task")
         return record
+
+    def believes(self, message: StoredMessage) -> bool:
+        """Whether a stored message is an outcome."""
+        try:
+            self.record(message.subject, message.body, stored_at=message.stored_at_ms)
+        except NotAuthenticError:
+            return False
+        return True
 
 
 def seal(key: SecretKey, drafts: Sequence[Draft], *, at: int) -> list[bytes]:

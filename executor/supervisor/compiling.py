@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 from dataclasses import dataclass, field
 from typing import Final
@@ -28,6 +29,7 @@ from executor.supervisor.process import ended, seal_content, sealed_memfd
 from executor.supervisor.zygote import Child, Zygote
 
 _READ: Final = 64 * 1024
+_KILLED: Final = -int(signal.SIGKILL)
 # Compilers use the slots behind those of sandboxes, of which there are 256 at most.
 COMPILER_SLOTS: Final = 256
 COMPILERS_MAX: Final = 64
@@ -72,10 +74,16 @@ class Compiler:
         artifact_fd = os.memfd_create("artifact", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             try:
-                compiled = await self._ask((module_fd, artifact_fd), Compile(memory_max, large))
+                fds, order = (module_fd, artifact_fd), Compile(memory_max, large)
+                compiled = await self._ask(fds, order)
+                if compiled is None:
+                    # Killed by somebody else, who says nothing about the module. Twice in a row
+                    # it is no accident: the module takes more than this host has.
+                    os.ftruncate(artifact_fd, 0)
+                    compiled = await self._ask(fds, order)
             finally:
                 os.close(module_fd)
-            _check_whole(artifact_fd, compiled.artifact_bytes)
+            compiled = _check_whole(artifact_fd, compiled)
             try:
                 # The compiler is gone: nobody holds a writable mapping, so the seal can be set.
                 seal_content(artifact_fd)
@@ -87,7 +95,8 @@ class Compiler:
         artifact = Artifact(artifact_fd, compiled.artifact_bytes, compiled.engine)
         return Product(artifact, compiled.imports, compiled.exports, compiled.memory_min)
 
-    async def _ask(self, fds: tuple[int, int], order: Compile) -> Compiled:
+    async def _ask(self, fds: tuple[int, int], order: Compile) -> Compiled | None:
+        """The compiler's answer; None when a SIGKILL that is not ours came first."""
         budget = self.large if order.large else self.standard
         gone: asyncio.Future[tuple[int, str]] = asyncio.get_running_loop().create_future()
         child = Child(lambda: None, lambda status, why: gone.set_result((status, why)))
@@ -120,12 +129,17 @@ class Compiler:
         if why or status >= 0:
             # The zygote died, or our own code failed: nothing was found against the module.
             raise ExecutorError("sandbox.start-failed", why or ended(status))
+        if status == _KILLED:
+            return None
         raise ExecutorError("module.too-complex", f"the compiler died: {ended(status)}")
 
 
-def _check_whole(fd: int, size: int) -> None:
-    if os.fstat(fd).st_size != size:
+def _check_whole(fd: int, compiled: Compiled | None) -> Compiled:
+    if compiled is None:
+        raise ExecutorError("module.too-complex", f"the compiler died: {ended(_KILLED)}")
+    if os.fstat(fd).st_size != compiled.artifact_bytes:
         raise ExecutorError("module.too-complex", "the compiler wrote no whole artifact")
+    return compiled
 
 
 async def _converse(ours: socket.socket, order: bytes) -> Compiled | None:

@@ -45,6 +45,33 @@ def test_an_outcome_is_read_by_its_id(server: NatsServer) -> None:
     run(body())
 
 
+def test_a_record_that_was_written_over_is_found(server: NatsServer) -> None:
+    """Bytes over a record do not hide it from a reader that knows which ones to believe."""
+
+    async def body() -> None:
+        connection = await _open(server)
+
+        def believed(message: StoredMessage) -> bool:
+            return message.body == b"true"
+
+        async def read() -> list[bytes]:
+            found = await records.read_outcome(connection, "acme", "work", "id1", believed)
+            return [message.body for message in found]
+
+        await connection.store("dead.acme.work.id1", b"forged")
+        assert await read() == [b"forged"]
+        await connection.store("result.acme.work.id1", b"true")
+        assert await read() == [b"forged", b"true"]
+        for _ in range(20):
+            await connection.store("result.acme.work.id1", b"over it")
+        assert await read() == [b"forged", b"true", b"over it"]
+        await connection.store("result.acme.work.id11", b"true")
+        last = await records.read_outcome(connection, "acme", "work", "id1")
+        assert [message.body for message in last] == [b"forged", b"over it"]
+
+    run(body())
+
+
 def test_an_unknown_tenant_is_a_missing_stream(server: NatsServer) -> None:
     """Reading where no stream is names the cause at once."""
 

@@ -265,6 +265,22 @@ def test_a_release_while_serving(site: Site) -> None:
     run(test())
 
 
+def test_what_is_not_served_is_not_admitted(site: Site) -> None:
+    """A tenant of other executors costs no fetch and no compiler, until a reload brings it here."""
+
+    async def test() -> None:
+        await site.prepare(echo=guests.ECHO)
+        await site.release(guests.signed(guests.TRAP, "trap"), "trap", tenant=OTHER)
+        life = await site.serve()
+        assert [e["task"] for e in life.events("release-admitted")] == [f"{TENANT}/echo"]
+        assert life.events("release-refused") == []
+        site.write(tenants=(TENANT, OTHER))
+        life.signal(signal.SIGHUP)
+        await life.line("release-admitted", task=f"{OTHER}/trap")
+
+    run(test())
+
+
 def test_it_does_not_start_without_trust(site: Site) -> None:
     """No key of its own among the executors: the process refuses to start and says what to add."""
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import socket
 from pathlib import Path
 
 import pytest
 
 from executor.core import signature
+from executor.core.frames import Compiled
 from executor.errors import ExecutorError
+from executor.supervisor import compiling
 from executor.supervisor.compiling import Compiler, Product
 from executor.supervisor.job import Artifact
 from executor.supervisor.process import sealed_memfd
+from executor.supervisor.zygote import Child
 from tests.support import guests
 from tests.support.rig import TENANT, Rig, make_config
 
@@ -186,3 +192,36 @@ async def test_a_refused_module_frees_its_artifact() -> None:
         await rig.admit_all()
         assert [release.task for release in rig.shelf.releases()] == ["echo"]
         assert len(rig.registry._products) == 1
+
+
+@pytest.mark.parametrize(("times", "code"), [(1, ""), (2, "module.too-complex")])
+async def test_a_compiler_that_is_killed_blames_nobody_at_first(
+    monkeypatch: pytest.MonkeyPatch, times: int, code: str
+) -> None:
+    """SIGKILL from outside says nothing about the module: once more; again, and it is refused."""
+    born: list[Child] = []
+
+    class Watched(Child):
+        def forked(self, pid: int, pidfd: int) -> None:
+            super().forked(pid, pidfd)
+            born.append(self)
+            there.set()
+
+    there = asyncio.Event()
+    converse = compiling._converse
+
+    async def killed(ours: socket.socket, order: bytes) -> Compiled | None:
+        await there.wait()
+        there.clear()
+        if len(born) <= times:
+            os.kill(born[-1].pid, signal.SIGKILL)  # before it has its order
+        return await converse(ours, order)
+
+    monkeypatch.setattr(compiling, "Child", Watched)
+    monkeypatch.setattr(compiling, "_converse", killed)
+    async with Rig() as rig:
+        rig.registry._products.clear()
+        rig.publish("echo", guests.ECHO)
+        record = await rig.record(rig.ask("echo", b"x"))
+        assert record.code == code
+        assert len(born) == 2

@@ -46,6 +46,28 @@ HOLD = (
     + "(drop (call $kv_get (i32.const 589000) (i32.const 4) (i32.const 0) (i32.const 0)))"
     + _READ + _WRITE + _OK
 )  # fmt: skip
+# Counts under its input's name how often it was run, in one byte, and says so; asks for a retry
+# while its bucket cannot be reached.
+_KEY = "(i32.const 0) (call $input_len) "
+_AGAIN = "(call $fail (i32.const 1) (i32.const 0) (i32.const 0) (i64.const 7))"
+COUNTER = (
+    RUN.replace("(result i32) ", "(result i32) (local $r i64) ", 1) + _READ
+    + f"(local.set $r (call $kv_get {_KEY} (i32.const 9000) (i32.const 1)))"
+    "(if (i32.and (i64.lt_s (local.get $r) (i64.const 0))"
+    f" (i64.ne (local.get $r) (i64.const {abi.NOT_FOUND})))"
+    f" (then {_AGAIN} (return (i32.const 0))))"
+    "(i32.store8 (i32.const 9000) (i32.add (i32.load8_u (i32.const 9000)) (i32.const 1)))"
+    f"(if (i64.lt_s (call $kv_put {_KEY} (i32.const 9000) (i32.const 1)) (i64.const 0))"
+    f" (then {_AGAIN} (return (i32.const 0))))"
+    "(call $output_write (i32.const 9000) (i32.const 1))" + _OK
+)  # fmt: skip
+# Asks for a retry in 7 ms, unless its bucket says that it was here before.
+ONCE_MORE = (
+    RUN + _READ
+    + f"(if (i64.lt_s (call $kv_get {_KEY} (i32.const 9000) (i32.const 1)) (i64.const 0)) (then"
+    f" (drop (call $kv_put {_KEY} (i32.const 0) (i32.const 1)))"
+    f" {_AGAIN}))" + _OK
+)  # fmt: skip
 
 
 def working(loops: int, rounds: int = 1) -> str:

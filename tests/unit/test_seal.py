@@ -12,7 +12,7 @@ from executor.core.envelope import Draft, Record, Sealed
 from executor.core.seal import ExecutorKey, NotAuthenticError, Opener
 from executor.core.signature import SecretKey
 from executor.errors import ExecutorError
-from executor.model import Receipt
+from executor.model import Receipt, StoredMessage
 
 KEY, OTHER = SecretKey(bytes([1]) * 32), SecretKey(bytes([2]) * 32)
 BY: Final = KEY.public.key_id.hex()
@@ -60,6 +60,14 @@ def test_what_was_sealed_opens() -> None:
     assert reason() == ""
     assert OPENER.record(SUBJECT, BODY, stored_at=1_000) == RECORD
     assert OPENER.record(f"stored.{SUBJECT}", BODY, stored_at=1_000) == RECORD
+
+
+def test_a_stored_message_is_believed_or_not() -> None:
+    """`believes` is yes for a record on its own subject, and no for anything else."""
+    stored = StoredMessage(SUBJECT, 7, BODY, {}, 1_000)
+    assert OPENER.believes(stored)
+    assert not OPENER.believes(replace(stored, subject="result.acme.resize.2"))
+    assert not OPENER.believes(replace(stored, body=b""))
 
 
 @pytest.mark.parametrize("count", [1, 2, 33, 64])

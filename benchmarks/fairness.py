@@ -1,0 +1,188 @@
+"""A tenant floods: what its neighbour's tasks take, one in flight, beside what they take alone.
+
+Two tenants share three sandboxes, one of them in reserve. The neighbour asks for a word count,
+waits for its outcome, and asks again. Meanwhile the other, from a process of its own, keeps a
+hundred times as many tasks queued: word counts, then guests that spin for tens of ms each.
+Rounds alternate between quiet and flood. Also printed: what the answer of an open breaker takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.throughput import WORDS, cli
+from executor.client import Client
+from executor.core.breaker import BreakerRules
+from executor.supervisor.breakers import Breakers
+from executor.transport.server import PrivateServer
+
+QUIET, FLOODER = "quiet", "flooder"
+BACKLOG = 100
+_SPIN_FUEL = 50_000_000
+_TASKS = Path(__file__).parent.parent / "tasks_wasm"
+
+
+@dataclass
+class Samples:
+    """Milliseconds from submission to outcome, alone and beside a flood."""
+
+    alone: list[float] = field(default_factory=list)
+    flooded: list[float] = field(default_factory=list)
+    flood: list[float] = field(default_factory=list)  # guest time of the flooder's attempts
+
+
+def p99(values: list[float]) -> float:
+    """The 99th percentile."""
+    return sorted(values)[min(int(len(values) * 0.99), len(values) - 1)]
+
+
+@contextlib.asynccontextmanager
+async def _stage() -> AsyncIterator[tuple[Path, Client, Client]]:
+    """A server, `serve` with two tenants, its configuration, and a client of each."""
+    with tempfile.TemporaryDirectory(prefix="executor-bench-") as name:
+        folder = Path(name)
+        async with PrivateServer(folder / "nats") as server:
+            _prepare(folder, server.url)
+            process = subprocess.Popen(
+                [sys.executable, "-m", "executor.cli.main", "serve", "-q"], cwd=folder
+            )
+            try:
+                config = folder / "executor.toml"
+                async with (
+                    await Client.from_config(config, QUIET) as quiet,
+                    await Client.from_config(config, FLOODER) as flooder,
+                ):
+                    await quiet.run("wordcount", WORDS, timeout_s=60)
+                    await flooder.run("wordcount", WORDS, timeout_s=60)
+                    yield config, quiet, flooder
+            finally:
+                process.terminate()
+                await asyncio.to_thread(process.wait)
+
+
+def _prepare(folder: Path, url: str) -> None:
+    cli(folder, "init", ".", "--tenant", QUIET)
+    config = folder / "executor.toml"
+    text = config.read_text().replace("nats://127.0.0.1:4222", url)
+    text = text.replace("count = 2", "count = 3\nreserve = 1")
+    text = text.replace(f'tasks = ["{QUIET}/*"]', 'tasks = ["*/*"]')
+    start, end = text.index("[[tenant]]"), text.index("[[publisher]]")
+    config.write_text(text + "\n" + text[start:end].replace(QUIET, FLOODER))
+    cli(folder, "nats", "apply")
+    for task in ("wordcount", "hostile/spin"):
+        module = f"{Path(task).name}.wasm"
+        cli(folder, "sign", str(_TASKS / task / module), "--key", "keys/author.key", "-o", module)
+        for tenant in (QUIET, FLOODER):
+            cli(folder, "publish", module, "--tenant", tenant)
+
+
+async def _ask(client: Client, count: int) -> list[float]:
+    taken = []
+    for _ in range(count):
+        began = time.perf_counter()
+        outcome = await client.run("wordcount", WORDS, timeout_s=60)
+        assert outcome.ok
+        taken.append((time.perf_counter() - began) * 1000)
+    return taken
+
+
+async def _flood(config: Path, task: str) -> None:
+    """Keep BACKLOG tasks queued or running; print each attempt's guest time, in ms."""
+    options = {"fuel": _SPIN_FUEL} if task == "spin" else {}
+    room = asyncio.Semaphore(BACKLOG)
+
+    async def one(client: Client) -> None:
+        try:
+            outcome = await client.run(task, WORDS, timeout_s=600, **options)
+            print(outcome.receipt.guest_us / 1000, flush=True)
+        finally:
+            room.release()
+
+    async with await Client.from_config(config, FLOODER) as client, asyncio.TaskGroup() as group:
+        while True:
+            await room.acquire()
+            group.create_task(one(client))
+
+
+async def _measure(
+    config: Path, quiet: Client, flooder: Client, task: str, tasks: int, rounds: int
+) -> Samples:
+    samples = Samples()
+    for _ in range(rounds):
+        samples.alone += await _ask(quiet, tasks)
+        flood = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "benchmarks.fairness", str(config), task,
+            cwd=Path(__file__).parent.parent, stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        assert flood.stdout is not None
+        await flood.stdout.readline()  # it has begun
+        reading = asyncio.create_task(flood.stdout.read())
+        samples.flooded += await _ask(quiet, tasks)
+        flood.kill()
+        await flood.wait()
+        samples.flood += map(float, (await reading).decode().splitlines()[:-1])
+        # What it left in the queue ends before the next quiet round.
+        await flooder.run("wordcount", WORDS, timeout_s=600)
+    return samples
+
+
+def short_circuit_us(calls: int = 100_000) -> float:
+    """Microseconds that the answer of an open breaker takes."""
+
+    class Nobody:
+        def put(self, key: str, value: bytes) -> None:
+            del key, value
+
+        def delete(self, key: str) -> None:
+            del key
+
+        async def get(self, key: str) -> None:
+            del key
+
+    event: Callable[..., None] = lambda *_names, **_facts: None  # noqa: E731
+    breakers = Breakers(
+        Nobody(), "dev", "bench", lambda: time.time_ns() // 1_000_000, lambda: 0.5, event,
+        BreakerRules(threshold=1, open_ms=3_600_000, open_max_ms=3_600_000),
+    )  # fmt: skip
+    names = (("module", QUIET, "0" * 64), ("sandbox", QUIET, "_"))
+    breakers.failed(names[0])
+    began = time.perf_counter()
+    for _ in range(calls):
+        assert breakers.wait_ms(*names)[1]
+    return (time.perf_counter() - began) / calls * 1e6
+
+
+async def main(tasks: int, rounds: int, *, as_json: bool) -> None:
+    """Run both floods and print the table."""
+    found: dict[str, Samples] = {}
+    async with _stage() as (config, quiet, flooder):
+        for task in ("wordcount", "spin"):
+            found[task] = await _measure(config, quiet, flooder, task, tasks, rounds)
+    circuit = short_circuit_us()
+    if as_json:
+        print(json.dumps({"short_circuit_us": circuit,
+                          **{task: vars(s) for task, s in found.items()}}))  # fmt: skip
+        return
+    print(f"{tasks} tasks a round, {rounds} rounds, 3 sandboxes with 1 in reserve; milliseconds")
+    header = ("flood of", "alone p50", "p99", "flooded p50", "p99", "attempt", "2 x p99 + attempt")
+    print("  ".join(f"{name:>12}" for name in header))
+    for task, s in found.items():
+        attempt = p99(s.flood)
+        row = (statistics.median(s.alone), p99(s.alone), statistics.median(s.flooded),
+               p99(s.flooded), attempt, 2 * p99(s.alone) + attempt)  # fmt: skip
+        print("  ".join([f"{task:>12}", *(f"{value:>12.2f}" for value in row)]))
+    print(f"an open breaker answers in {circuit:.2f} µs")
+
+
+if __name__ == "__main__":
+    asyncio.run(_flood(Path(sys.argv[1]), sys.argv[2]))
