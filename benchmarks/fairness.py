@@ -146,6 +146,9 @@ def short_circuit_us(calls: int = 100_000) -> float:
         def delete(self, key: str) -> None:
             del key
 
+        async def get(self, key: str) -> None:
+            del key
+
     event: Callable[..., None] = lambda *_names, **_facts: None  # noqa: E731
     breakers = Breakers(
         Nobody(), "dev", "bench", lambda: time.time_ns() // 1_000_000, lambda: 0.5, event,

@@ -193,7 +193,8 @@ class Outgoing:
 
     `once`               a filter; the publish counts only if the last sequence of all subjects
                          that match it is `expected_sequence` (0: there is none yet).
-    `schedule_at_ms`     with `schedule_target`: the server publishes the body there at that time.
+    `schedule_at_ms`     with `schedule_target`: the server publishes the body there at that time,
+    `schedule`           or again and again as this says, in the time zone of that name.
     """
 
     subject: str
@@ -203,6 +204,8 @@ class Outgoing:
     expected_sequence: int = 0
     schedule_at_ms: int = 0
     schedule_target: str = ""
+    schedule: str = ""
+    schedule_zone: str = ""
 
 
 @dataclass(frozen=True, slots=True)

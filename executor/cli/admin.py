@@ -18,6 +18,7 @@ from executor.core import subjects
 from executor.errors import ExecutorError
 from executor.transport import streams
 from executor.transport.connection import Connection
+from executor.transport.control import Control
 
 
 async def _connect(config: Config) -> Connection:
@@ -169,7 +170,10 @@ def remove(name: str, yes: bool) -> None:  # noqa: FBT001
     async def main() -> list[str]:
         connection = await _connect(config)
         try:
-            return await streams.remove_tenant(connection, name)
+            # First what is said, so that no executor writes a schedule of it any more.
+            entries = await Control(connection).forget_tenant(name)
+            gone = await streams.remove_tenant(connection, name)
+            return [*gone, f"KV_{subjects.CONTROL_BUCKET}/{name}"] if entries else gone
         finally:
             await connection.close()
 

@@ -49,7 +49,7 @@ async def _with_control(config: Config, use: _Use) -> Any:
 
 def _entries(
     config: Config, typ: str, found: dict[str, tuple[bytes, int]]
-) -> dict[str, dict[str, str | int]]:
+) -> dict[str, dict[str, control.Value]]:
     """What stands in CONTROL below a type; what is not valid is left out, as executors do."""
     environment, valid = config.text("host.environment"), {}
     for key, (value, _) in found.items():

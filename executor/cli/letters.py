@@ -24,7 +24,7 @@ from executor.cli import output
 from executor.cli.base import run_async, state
 from executor.cli.operate import duration_ms
 from executor.client import Client, TaskOutcome
-from executor.core import envelope, subjects
+from executor.core import envelope, schedule, subjects
 from executor.core.envelope import Sealed
 from executor.errors import TABLE, ExecutorError
 from executor.model import TaskRequest
@@ -204,6 +204,13 @@ def request_of(letter: TaskOutcome, environment: str) -> TaskRequest:
         origin.data, dict(origin.headers), letter.tenant, letter.task, environment=environment,
         raw_allowed=True, input_max=envelope.MESSAGE_MAX,
     )  # fmt: skip
+    if isinstance(request, Sealed) and request.typ == "schedule":
+        # Its record is sealed, and it was checked when it fired: the letter is proof enough.
+        asked, _ = schedule.read(
+            request, origin, letter.tenant, letter.task, stored_at=letter.record.submitted_at,
+            input_max=envelope.MESSAGE_MAX,
+        )  # fmt: skip
+        return asked
     if isinstance(request, Sealed):
         raise ExecutorError("message.malformed", "it was no task")
     return request

@@ -209,6 +209,12 @@ class _Wire:
     def delete(self, key: str) -> None:
         del key
 
+    async def get(self, key: str) -> None:
+        del key
+
+    async def recurring(self, tenant: str, task: str, schedule_id: str) -> None:
+        del tenant, task, schedule_id
+
 
 def _own_signature(module: bytes, key: SecretKey) -> tuple[bytes, manifest.Manifest]:
     """The module signed by this run's key, over whatever signatures it has, and its manifest.

@@ -25,6 +25,7 @@ from executor.cli import (
     operate,
     output,
     running,
+    schedule,
     starting,
     understanding,
 )
@@ -107,7 +108,8 @@ _TOPICS: Final = {"exit-codes": _exit_codes, "environment": _environment}
 
 for _verb in (
     *demo.VERBS, *starting.VERBS, *running.VERBS, *building.VERBS, *modules.VERBS,
-    *operate.VERBS, *dead.VERBS, *fleet.VERBS, *admin.VERBS, *understanding.VERBS, topic_help,
+    *operate.VERBS, *schedule.VERBS, *dead.VERBS, *fleet.VERBS, *admin.VERBS,
+    *understanding.VERBS, topic_help,
 ):  # fmt: skip
     cli.add_command(_verb)
 

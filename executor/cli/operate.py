@@ -8,6 +8,7 @@ import os
 import re
 import socket
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,6 +46,7 @@ from executor.trust.file import FileTrust
 _DURATION: Final = re.compile(r"(\d{1,12}(?:\.\d{1,3})?)(ms|s|m|h|d)\Z", re.ASCII)
 _UNITS: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _LONGEST_MS: Final = 3_650 * _UNITS["d"]  # as long as outcomes can be kept
+_LATEST_MS: Final = 9_200_000_000_000  # 2261, as an envelope can say
 _INT_MAX: Final = 2**53 - 1  # what an envelope can say
 
 
@@ -57,6 +59,18 @@ def duration_ms(text: str) -> int:
     if ms > _LONGEST_MS:
         raise click.BadParameter(f"`{text}` is longer than ten years.")
     return ms
+
+
+def moment_ms(text: str) -> int:
+    """`2026-01-31T09:30Z` in ms since 1970; UTC unless it says. Raises `click.BadParameter`."""
+    try:
+        moment = datetime.fromisoformat(text)
+        at = int(moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() * 1000)
+    except (ValueError, OverflowError):
+        raise click.BadParameter(f"`{text}` is no time: write 2026-01-31T09:30Z.") from None
+    if not 0 <= at <= _LATEST_MS:
+        raise click.BadParameter(f"`{text}` is out of reach.")
+    return at
 
 
 async def publish_module(config: Config, data: bytes, tenant: str) -> tuple[Release, list[str]]:
@@ -285,12 +299,13 @@ def show_outcome(outcome: TaskOutcome) -> None:
     "--expires", type=duration_ms, metavar="TIME", help="Must start within 500ms, 2s, 5m, 1h, 3d."
 )
 @click.option("--delay", type=duration_ms, metavar="TIME", help="Must not start before then.")
+@click.option("--at", type=moment_ms, metavar="WHEN", help="The same as 2026-01-31T09:30Z.")
 @click.option("--attempts", type=click.IntRange(1, 16), default=None, help="At most as many.")
 @click.option("--deadline-ms", type=click.IntRange(1, _INT_MAX), help="Lower the deadline.")
 @click.option("--fuel", type=click.IntRange(1, _INT_MAX), help="Lower the fuel.")
 def submit(task: str, text: str | None, kind: str, tenant: str | None, task_id: str | None,
            key: str | None, wait: bool, timeout: int, expires: int | None,  # noqa: FBT001
-           delay: int | None,
+           delay: int | None, at: int | None,
            attempts: int | None, deadline_ms: int | None, fuel: int | None) -> None:  # fmt: skip
     """Ask for TASK; print its id, or with --wait its outcome.
 
@@ -298,6 +313,8 @@ def submit(task: str, text: str | None, kind: str, tenant: str | None, task_id: 
     """
     if task_id is not None and key is not None:
         raise click.UsageError("Use --id or --key, not both.")
+    if delay is not None and at is not None:
+        raise click.UsageError("Use --delay or --at, not both.")
     if task_id is not None and not subjects.is_id(task_id):
         raise click.UsageError("An id is of [A-Za-z0-9_-]{1,64} and does not begin with `_`.")
     config = state().config()
@@ -307,7 +324,7 @@ def submit(task: str, text: str | None, kind: str, tenant: str | None, task_id: 
     options: dict[str, Any] = {
         "id": task_id, "key": key, "content_type": content_type,
         "expires_at": 0 if expires is None else now + expires,
-        "not_before": 0 if delay is None else now + delay,
+        "not_before": (at or 0) if delay is None else now + delay,
         "attempts_max": attempts or 0, "deadline_ms": deadline_ms or 0, "fuel": fuel or 0,
     }  # fmt: skip
     work = _submit(config, of_tenant, name, data, options, timeout if wait else None)

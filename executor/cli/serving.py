@@ -132,6 +132,10 @@ class _Records:
         """What waits in LATER under a task id."""
         return await records.read_waiting(self.connection, tenant, task, task_id)
 
+    async def recurring(self, tenant: str, task: str, schedule_id: str) -> StoredMessage | None:
+        """A recurring schedule as LATER has it."""
+        return await records.read_recurring(self.connection, tenant, task, schedule_id)
+
 
 class Host:
     """A running executor: connection, pulls, pipeline."""
@@ -219,7 +223,7 @@ class Host:
         await self._heartbeat.start()
         self._steering = Steering(
             self.config.text("host.environment"), self.pipeline.guards, self.pipeline.cancelling,
-            self.telemetry, self.pipeline.now_ms,
+            self.pipeline.schedules, self.telemetry, self.pipeline.now_ms,
         )  # fmt: skip
         self._watch = Watch(self.connection, self._entry)
         await self._watch.start()

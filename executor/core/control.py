@@ -13,12 +13,16 @@ from typing import Final
 from executor.core import subjects
 from executor.core.envelope import to_msgpack, unpack
 from executor.errors import ExecutorError
+from executor.model import KIB
 
 VERSION: Final = 1
 _TIME_MAX: Final = 9_200_000_000_000  # 2261: beyond 2262 the server's clock overflows
 _TEXT_MAX: Final = 8_192
+BYTES_MAX: Final = 64 * KIB  # every executor keeps all of CONTROL in memory
 
-# Type → its fields. A whole number is a time in ms or a count.
+Value = str | int | bytes
+
+# Type → its fields. A whole number is a time or a span in ms, or a count.
 TYPES: Final[Mapping[str, Mapping[str, type]]] = {
     "release": {"digest": str, "version": str},
     "cancel": {"until": int},
@@ -26,10 +30,13 @@ TYPES: Final[Mapping[str, Mapping[str, type]]] = {
     "quarantine": {"at": int, "code": str, "task": str, "by": str},
     "breaker": {"until": int, "trips": int, "by": str},
     "status": {"at": int, "report": str},  # the report is JSON for people, nothing is decided by it
-}
+    "schedule": {
+        "at": int, "when": str, "zone": str, "input": bytes, "ct": str, "expires_ms": int,
+    },
+}  # fmt: skip
 
 
-def encode(typ: str, key: str, environment: str, /, **fields: str | int) -> bytes:
+def encode(typ: str, key: str, environment: str, /, **fields: Value) -> bytes:
     """The value of `typ` under `key`."""
     if fields.keys() != TYPES[typ].keys():
         raise ValueError(f"a {typ} has {', '.join(TYPES[typ])}")
@@ -38,7 +45,7 @@ def encode(typ: str, key: str, environment: str, /, **fields: str | int) -> byte
     )
 
 
-def decode(data: bytes, typ: str, key: str, environment: str) -> dict[str, str | int]:
+def decode(data: bytes, typ: str, key: str, environment: str) -> dict[str, Value]:
     """The fields of the value read from `key`. Errors  `message.*`."""
     found = unpack(data, lists=False)
     version = found.pop("v", 0)
@@ -48,17 +55,17 @@ def decode(data: bytes, typ: str, key: str, environment: str) -> dict[str, str |
         raise ExecutorError("message.malformed", f"not a {typ}")
     if found.pop("aud", "") != subjects.audience(environment, key):
         raise ExecutorError("message.audience-mismatch", f"read from `{key}`")
-    fields: dict[str, str | int] = {}
+    fields: dict[str, Value] = {}
     for name, kind in TYPES[typ].items():
         value = found[name]
         # Not isinstance: true would pass for a number.
-        if type(value) is not kind or not _fits(value):
+        if type(value) is not kind or not isinstance(value, Value) or not _fits(value):
             raise ExecutorError("message.malformed", f"not a {typ}: `{name}`")
-        fields[name] = value if isinstance(value, str) else int(str(value))
+        fields[name] = value
     return fields
 
 
-def _fits(value: object) -> bool:
+def _fits(value: Value) -> bool:
     if isinstance(value, int):
         return 0 <= value <= _TIME_MAX
-    return isinstance(value, str) and len(value) <= _TEXT_MAX
+    return len(value) <= (_TEXT_MAX if isinstance(value, str) else BYTES_MAX)

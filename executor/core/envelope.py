@@ -2,9 +2,9 @@
 
 A message on NATS is one flat msgpack map. `typ` says what it is, `aud` binds it to an environment
 and a subject, and unknown fields, duplicate keys and nesting are refused. A `task` envelope is the
-submitter's; `retry`, `result` and `dead` carry an opaque payload under an executor's signature
-(`core.seal` makes and checks it; payloads are decoded only afterwards). A message with a `Task-Id`
-header is the raw form: its body is the input.
+submitter's; `retry`, `schedule`, `result` and `dead` carry an opaque payload under an executor's
+signature (`core.seal` makes and checks it; payloads are decoded only afterwards). A message with a
+`Task-Id` header is the raw form: its body is the input.
 
 Version 2 adds what a record says of an attempt: limits, last host calls, signers, cause. Readers
 take both; a message says the lowest version that can hold it, so that an older host reads it.
@@ -14,7 +14,7 @@ Nothing here decodes a task's input.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -49,11 +49,14 @@ SIGNERS_MAX: Final = 16
 TASK_ID: Final = "Task-Id"
 CONTENT_TYPE: Final = "Content-Type"
 TRACEPARENT: Final = "traceparent"
-_KEPT_HEADERS: Final = (TASK_ID, CONTENT_TYPE, TRACEPARENT)
+SCHEDULE_NEXT: Final = "Nats-Schedule-Next"  # the server's, on what a schedule fired
+_KEPT_HEADERS: Final = (TASK_ID, CONTENT_TYPE, TRACEPARENT, SCHEDULE_NEXT)
 _HEADER_MAX: Final = 256
 
 _INT_MAX: Final = 2**53
 _TIME_MAX: Final = 9_200_000_000_000  # 2261: beyond 2262 the server's clock overflows
+# What arrives among the tasks and only an executor may say.
+_EXECUTORS_OWN: Final = frozenset({"retry", "schedule"})
 _ITEMS_MAX: Final = 64
 # Holds a guest's message of 8 Ki characters, each of which may take four bytes.
 _TEXT_MAX: Final = 32 * KIB
@@ -314,7 +317,7 @@ def decode_task(
     data: bytes, headers: Mapping[str, str], tenant: str, name: str, *,
     environment: str, raw_allowed: bool, input_max: int,
 ) -> TaskRequest | Sealed:  # fmt: skip
-    """What a message on `task.<tenant>.<name>` asks for; a retry comes back sealed.
+    """What a message on `task.<tenant>.<name>` asks for; a retry or a firing comes back sealed.
 
     Errors  `message.malformed`, `message.too-large`, `message.version-unknown`,
             `message.audience-mismatch`, `policy.raw-body-refused`.
@@ -327,7 +330,7 @@ def decode_task(
     _check_size(len(data), RETRY_MAX)
     fields = _Fields(unpack(data, lists=False))
     typ, version = _check_head(fields)
-    if typ == "retry":
+    if typ in _EXECUTORS_OWN:
         return _sealed(fields, typ, version)
     if typ != "task":
         raise _malformed(f"`typ` is `{typ}` on a task subject")
@@ -399,9 +402,13 @@ def encode_retry(request: TaskRequest, origin: Origin) -> bytes:
 
 
 def decode_retry(
-    sealed: Sealed, tenant: str, name: str, *, environment: str, input_max: int
-) -> tuple[TaskRequest, Origin]:
-    """The request in a retry whose seal was checked. Errors  `message.*`."""
+    sealed: Sealed, tenant: str, name: str, *, environment: str, input_max: int,
+    firing: Callable[[Sealed, Origin, int], TaskRequest] | None = None,
+) -> tuple[TaskRequest, Origin]:  # fmt: skip
+    """The request in a retry whose seal was checked. Errors  `message.*`.
+
+    `firing`  opens what a schedule fired, from its message and when that was stored.
+    """
     fields = _Fields(unpack(sealed.payload, lists=True))
     attempt, crashes = fields.count("attempt"), fields.count("crashes")
     not_before, submitted_at = fields.count("not_before"), fields.count("submitted_at")
@@ -415,7 +422,9 @@ def decode_retry(
         environment=environment, raw_allowed=True, input_max=input_max,
     )  # fmt: skip
     if isinstance(request, Sealed):
-        raise _malformed("a retry of a retry")
+        if request.typ == "retry" or firing is None:
+            raise _malformed("a retry of a retry")
+        request = firing(request, origin, submitted_at)
     if request.id != sealed.id:
         raise ExecutorError("message.audience-mismatch", "the retry is of another task id")
     return replace(

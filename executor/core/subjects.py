@@ -16,6 +16,8 @@ CONTROL_BUCKET: Final = "CONTROL"
 MODULES_BUCKET: Final = "MODULES"
 # In a cancellation: whichever task has the id.
 ANY_TASK: Final = "_"
+# Last token of a recurring schedule in LATER; that of a retry is a number.
+_RECURRING: Final = "cron"
 
 
 def is_token(text: str) -> bool:
@@ -133,11 +135,21 @@ def waiting(tenant: str, name: str, task_id: str) -> str:
 
 
 def parse_later(subject: str) -> tuple[str, str, str] | None:
-    """(tenant, task, id) of a `later.…` subject, or None."""
+    """(tenant, task, id) of a task that waits on a `later.…` subject, or None."""
     parts = subject.split(".")
-    if len(parts) == 5 and parts[0] == "later" and all(map(is_token, parts)):  # noqa: PLR2004
-        return parts[1], parts[2], parts[3]
-    return None
+    if len(parts) != 5 or parts[0] != "later" or parts[4] == _RECURRING:  # noqa: PLR2004
+        return None
+    return (parts[1], parts[2], parts[3]) if all(map(is_token, parts)) else None
+
+
+def recurring(tenant: str, name: str, schedule_id: str) -> str:
+    """Where a recurring schedule stands in LATER, beside what waits there once."""
+    return _join("later", tenant, name, schedule_id, _RECURRING)
+
+
+def schedule_key(tenant: str, name: str, schedule_id: str) -> str:
+    """The key in CONTROL of a recurring schedule."""
+    return _join("schedule", tenant, name, schedule_id)
 
 
 def audience(environment: str, subject: str) -> str:

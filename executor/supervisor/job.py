@@ -11,6 +11,7 @@ from typing import Final, NewType
 from executor.core.envelope import Origin
 from executor.core.frames import LAST_CALLS_MAX, Done
 from executor.core.manifest import Manifest
+from executor.core.schedule import Firing
 from executor.core.settlement import Settlement
 from executor.model import (
     Authority,
@@ -101,6 +102,7 @@ class Job:
     ended: bool = False  # how it ends is decided; what an attempt still says does not count
     settled: bool = False  # no longer ours: published and acked, given back, or lost
     instead: Instead | None = None  # what its fallback stands in for
+    firing: Firing | None = None  # the schedule it comes from, unless it is a retry
     degraded: str = ""  # the code of the failure that its fallback took the place of
     followers: list[Job] = field(default_factory=list)  # deliveries of the same id that wait
 

@@ -45,6 +45,7 @@ from executor.supervisor.pool import Pool
 from executor.supervisor.ports import Intake, Outbox, Records, Trust
 from executor.supervisor.reading import Reading
 from executor.supervisor.registry import Registry
+from executor.supervisor.schedules import Schedules
 from executor.supervisor.settling import Settler, as_failure
 from executor.telemetry import AttemptFacts, Telemetry
 
@@ -71,6 +72,7 @@ class Pipeline:
     pool: Pool = field(init=False)
     leases: Leases = field(init=False)
     cancelling: Cancelling = field(init=False)
+    schedules: Schedules = field(init=False)
     now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
     jitter: Callable[[], float] = random.random
     settled: dict[str, int] = field(default_factory=dict)
@@ -85,6 +87,11 @@ class Pipeline:
         self.cancelling = Cancelling(
             self.records, self.telemetry, self._end_cancelled, self._end_waiting
         )
+        self.schedules = Schedules(
+            environment=self.environment, key=self.settler.key, trust=self.trust,
+            outbox=self.outbox, records=self.records, board=self.guards.breakers.board,
+            telemetry=self.telemetry, now_ms=lambda: self.now_ms(),  # noqa: PLW0108 - set later
+        )  # fmt: skip
 
     # 1 to 3: receive, decode, count.
 
@@ -110,9 +117,27 @@ class Pipeline:
 
     def _begin(self, job: Job) -> None:
         """Steps 2 to 7, as far as they need not wait. Errors  what refuses the message."""
-        delivered = job.delivery.delivered
         self.reading.decode(job)
-        request = job.request
+        if job.firing is None or self.schedules.has(job):
+            self._judge(job)
+        else:
+            self._start(job, self._unheard(job))
+
+    async def _unheard(self, job: Job) -> None:
+        """A firing of what this executor knows of no schedule: CONTROL has the last word."""
+        try:
+            if await self.schedules.look(job):
+                self._judge(job)
+                return
+        except ExecutorError as error:
+            self._refuse(job, error)
+            return
+        self.outbox.ack(job.delivery.lease)
+        self._release(job, "gone")
+
+    def _judge(self, job: Job) -> None:
+        """Steps 3 to 7 of what is to run. Errors  what refuses it."""
+        request, delivered = job.request, job.delivery.delivered
         if self.cancelling.has(request, job.received_at):
             raise ExecutorError("task.cancelled")
         ready = before_running(request, self.rules, now=job.received_at, delivered=delivered)
@@ -176,6 +201,7 @@ class Pipeline:
 
     def decide_again(self) -> None:
         """Policy or trust changed: what has not started is authorised anew, as if just received."""
+        self.schedules.look_again()
         revoked = self.registry.revoked()
         self.registry.forget()
         waiting = self.pool.take_waiting()
@@ -408,6 +434,7 @@ class Pipeline:
         self._draining = True
         self.leases.stop()
         self.cancelling.stop()
+        self.schedules.stop()
         for task in self._slow:
             task.cancel()
         await self.pool.close()

@@ -40,6 +40,11 @@ class Records(Protocol):
     def waiting(self, tenant: str, task: str, task_id: str) -> Awaitable[Sequence[StoredMessage]]:
         """The schedules of a task id, on their `later.…` subjects; `task` may be `ANY_TASK`."""
 
+    def recurring(
+        self, tenant: str, task: str, schedule_id: str
+    ) -> Awaitable[StoredMessage | None]:
+        """A recurring schedule as LATER has it, with its headers."""
+
 
 class Board(Protocol):
     """The CONTROL bucket, as an executor writes to it: what it says there every executor hears."""
@@ -49,6 +54,9 @@ class Board(Protocol):
 
     def delete(self, key: str) -> None:
         """Take it back."""
+
+    def get(self, key: str) -> Awaitable[bytes | None]:
+        """What stands there now, read anew."""
 
 
 class Modules(Protocol):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 
-from executor.core import envelope, subjects
+from executor.core import envelope, schedule, subjects
 from executor.core.envelope import Sealed
+from executor.core.schedule import Firing
 from executor.core.seal import NotAuthenticError
 from executor.errors import ExecutorError
 from executor.model import Delivery, TaskId, TaskRequest
@@ -51,25 +52,43 @@ class Reading:
             raw_allowed=party is None or party.raw_bodies,
             input_max=policy_now.limits.input_bytes,
         )  # fmt: skip
-        if isinstance(request, Sealed):
+        if not isinstance(request, Sealed):
+            job.request = replace(request, submitted_at=delivery.stored_at)
+        elif request.typ == "retry":
             job.request, job.origin = self._open_retry(job, request)
         else:
-            job.request = replace(request, submitted_at=delivery.stored_at)
+            job.request, job.firing = self._open_firing(
+                job, request, job.origin, delivery.stored_at
+            )
 
     def _open_retry(self, job: Job, sealed: Sealed) -> tuple[TaskRequest, envelope.Origin]:
-        delivery, tenant, task = job.delivery, job.request.tenant, job.request.task
+        self._open(job, sealed, job.delivery.stored_at)
+        return envelope.decode_retry(
+            sealed, job.request.tenant, job.request.task, environment=self.environment,
+            input_max=self.trust.policy().limits.input_bytes,
+            firing=lambda first, origin, at: self._open_firing(job, first, origin, at)[0],
+        )  # fmt: skip
+
+    def _open_firing(
+        self, job: Job, sealed: Sealed, origin: envelope.Origin, stored_at: int
+    ) -> tuple[TaskRequest, Firing]:
+        self._open(job, sealed, stored_at)
+        return schedule.read(
+            sealed, origin, job.request.tenant, job.request.task, stored_at=stored_at,
+            input_max=self.trust.policy().limits.input_bytes,
+        )  # fmt: skip
+
+    def _open(self, job: Job, sealed: Sealed, stored_at: int) -> None:
+        """Refuse what an executor did not say of this subject. Errors  `message.malformed`."""
+        delivery, typ = job.delivery, sealed.typ
         try:
             self.trust.opener().open(
-                sealed, typ="retry", subject=delivery.subject, task_id=sealed.id, tenant=tenant,
-                stored_at=delivery.stored_at,
+                sealed, typ=typ, subject=delivery.subject, task_id=sealed.id,
+                tenant=job.request.tenant, stored_at=stored_at,
             )  # fmt: skip
         except NotAuthenticError as error:
             self.telemetry.security_event(
-                "retry-not-authentic", subject=delivery.subject, sequence=delivery.sequence,
+                f"{typ}-not-authentic", subject=delivery.subject, sequence=delivery.sequence,
                 reason=error.reason,
             )  # fmt: skip
-            raise ExecutorError("message.malformed", f"a retry {error.reason}") from error
-        return envelope.decode_retry(
-            sealed, tenant, task, environment=self.environment,
-            input_max=self.trust.policy().limits.input_bytes,
-        )  # fmt: skip
+            raise ExecutorError("message.malformed", f"a {typ} {error.reason}") from error

@@ -71,6 +71,10 @@ class Settler:
             at = self.now_ms() + settlement.delay_ms
             if request.not_before and request.not_before <= at:
                 request = replace(request, not_before=0)
+            if 0 < request.expires_at < at:
+                # It will not run: it comes when it expires, and not before its time should our
+                # clock be behind the server's.
+                request, at = replace(request, not_before=at), request.expires_at
             draft = self._draft("retry", aud, task_id,
                                 envelope.encode_retry(request, job.origin))  # fmt: skip
             outgoing = Outgoing(

@@ -1,4 +1,4 @@
-"""What CONTROL says to an executor, entry by entry: cancelled ids, pauses, quarantine, breakers.
+"""What CONTROL says to an executor, entry by entry: what holds tasks up, ends or repeats them.
 
 An entry that is not valid changes nothing and is a security event. Releases are the registry's.
 """
@@ -9,16 +9,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from executor.core import control
+from executor.core import control, schedule, subjects
 from executor.errors import ExecutorError
 from executor.model import Digest
 from executor.supervisor.cancelling import Cancelling
 from executor.supervisor.guards import Guards
+from executor.supervisor.schedules import Schedules
 from executor.telemetry import Telemetry
 
-_Fields = dict[str, str | int]
+_Fields = dict[str, control.Value]
 # How many tokens follow the type in a key.
-_TOKENS: Final = {"cancel": 3, "pause": 2, "quarantine": 1, "breaker": 3}
+_TOKENS: Final = {"cancel": 3, "pause": 2, "quarantine": 1, "breaker": 3, "schedule": 3}
 
 
 @dataclass
@@ -28,6 +29,7 @@ class Steering:
     environment: str
     guards: Guards
     cancelling: Cancelling
+    schedules: Schedules
     telemetry: Telemetry
     now_ms: Callable[[], int]
 
@@ -36,7 +38,7 @@ class Steering:
         typ, *rest = key.split(".")
         take = {
             "cancel": self._cancel, "pause": self._pause, "quarantine": self._quarantine,
-            "breaker": self._breaker,
+            "breaker": self._breaker, "schedule": self._schedule,
         }.get(typ)  # fmt: skip
         if take is None:
             return False
@@ -86,3 +88,12 @@ class Steering:
             self.guards.breakers.withdrawn(name)
         else:
             self.guards.breakers.heard(name, int(fields["until"]), int(fields["trips"]))
+
+    def _schedule(self, rest: list[str], fields: _Fields | None) -> None:
+        name = (rest[0], rest[1], rest[2])
+        try:
+            self.schedules.heard(name, schedule.from_fields(fields) if fields else None)
+        except ExecutorError as error:
+            self.telemetry.security_event(
+                "schedule-not-valid", key=subjects.schedule_key(*name), reason=error.message
+            )  # fmt: skip

@@ -35,6 +35,11 @@ class Board:
         """Take it back."""
         self._say(key, None)
 
+    async def get(self, key: str) -> bytes | None:
+        """What stands there now, read anew."""
+        found = await Control(self.connection).get(key)
+        return found[0] if found else None
+
     def _say(self, key: str, value: bytes | None) -> None:
         self._waiting.pop(key, None)
         self._waiting[key] = value

@@ -30,6 +30,8 @@ _KEY: Final = re.compile(r"[A-Za-z0-9_=/-]+(\.[A-Za-z0-9_=/-]+)*\Z")
 _KEY_MAX: Final = 256
 _OPERATION: Final = "KV-Operation"
 _DELETED: Final = frozenset({"DEL", "PURGE"})
+# Type → where its keys name the tenant, behind the type.
+_TENANT_AT: Final = {"release": 0, "cancel": 0, "pause": 0, "schedule": 0, "breaker": 1}
 _RESYNC_S: Final = 30.0
 
 
@@ -42,6 +44,13 @@ def check_key(key: str) -> str:
     if len(key) > _KEY_MAX or not _KEY.match(key):
         raise ValueError(f"not a key: {key[:_KEY_MAX]!r}")
     return key
+
+
+def _tenant_of(key: str) -> str:
+    """Whose an entry is; "" where it is nobody's (quarantine, how executors are)."""
+    typ, *rest = key.split(".")
+    place = _TENANT_AT.get(typ, len(rest))
+    return rest[place] if place < len(rest) else ""
 
 
 def value_of(stored: StoredMessage) -> bytes | None:
@@ -92,6 +101,13 @@ class Control:
             if value is not None:
                 found[stored.subject.removeprefix(PREFIX)] = (value, stored.sequence)
         return found
+
+    async def forget_tenant(self, tenant: str) -> int:
+        """Delete all that is said of a tenant; watchers hear of each key. Returns how many."""
+        keys = [key for key in await self.entries() if _tenant_of(key) == tenant]
+        for key in keys:
+            await self.delete(key)
+        return len(keys)
 
     async def keys(self, prefix: str = "") -> list[str]:
         """Return the keys below `prefix`."""

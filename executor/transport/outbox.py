@@ -19,6 +19,10 @@ from executor.transport.connection import Connection, Message, Subscription
 from executor.transport.pull import NAK
 from executor.transport.streams import MESSAGE_MAX_BYTES, SCHEDULE_MARGIN
 
+SCHEDULE: Final = "Nats-Schedule"
+SCHEDULE_ZONE: Final = "Nats-Schedule-Time-Zone"
+SCHEDULE_TARGET: Final = "Nats-Schedule-Target"
+
 _PROGRESS: Final = b"+WPI"
 _NS_PER_MS: Final = 1_000_000
 _TEMPORARY: Final = 500  # codes from here on say that the server could not, not that it would not
@@ -36,8 +40,10 @@ def wire_headers(outgoing: Outgoing) -> dict[str, str] | None:
         headers["Nats-Expected-Last-Subject-Sequence-Subject"] = outgoing.once
     if outgoing.schedule_target:
         at = datetime.fromtimestamp(outgoing.schedule_at_ms / 1000, UTC)
-        headers["Nats-Schedule"] = f"@at {at.isoformat(timespec='milliseconds')}"
-        headers["Nats-Schedule-Target"] = outgoing.schedule_target
+        headers[SCHEDULE] = outgoing.schedule or f"@at {at.isoformat(timespec='milliseconds')}"
+        if outgoing.schedule_zone:
+            headers[SCHEDULE_ZONE] = outgoing.schedule_zone
+        headers[SCHEDULE_TARGET] = outgoing.schedule_target
     return headers or None
 
 

@@ -19,7 +19,7 @@ from executor.transport.connection import Connection, Message, Subscription
 from executor.transport.direct import BATCH
 from executor.transport.streams import STORED
 
-__all__ = ["Tap", "find", "get", "iterate", "read_outcome", "read_waiting", "tap"]
+__all__ = ["Tap", "find", "get", "iterate", "read_outcome", "read_recurring", "read_waiting", "tap"]
 
 _OVER: Final = 16  # one or two lie over a record, unless somebody means it
 _FOUND_MAX: Final = 64  # an id stands under few tasks; more is somebody's mistake
@@ -65,6 +65,14 @@ async def read_waiting(
         if len(found) == _FOUND_MAX:
             break
     return found
+
+
+async def read_recurring(
+    connection: Connection, tenant: str, task: str, schedule_id: str
+) -> StoredMessage | None:
+    """Return a recurring schedule with its headers, or None."""
+    subject = subjects.recurring(tenant, task, schedule_id)
+    return await direct.last(connection, subjects.LATER, subject)
 
 
 async def get(connection: Connection, tenant: str, sequence: int) -> StoredMessage | None:

@@ -310,7 +310,10 @@ def _compare(name: str, wanted: Config, found: Config | None) -> None:
 
 
 async def remove_tenant(connection: Connection, tenant: str) -> list[str]:
-    """Delete a tenant's streams, with all they hold; returns the names that existed."""
+    """Delete a tenant's streams and what waits for them in LATER; returns what there was.
+
+    What waited is named `LATER/<tenant>`. The queue goes first: nothing is sourced any more.
+    """
     removed = []
     for stream in (
         subjects.tasks_stream(tenant),
@@ -324,4 +327,16 @@ async def remove_tenant(connection: Connection, tenant: str) -> list[str]:
                 raise error.mapped(stream) from None
         else:
             removed.append(stream)
-    return removed
+    # Schedules before what they would still put there.
+    purged = [await _purge(connection, f"{kind}.{tenant}.>") for kind in ("later", "due")]
+    return [*removed, f"{subjects.LATER}/{tenant}"] if any(purged) else removed
+
+
+async def _purge(connection: Connection, filter_subject: str) -> int:
+    try:
+        answer = await connection.api(f"STREAM.PURGE.{subjects.LATER}", {"filter": filter_subject})
+    except ApiError as error:
+        if error.code == NOT_FOUND:
+            return 0
+        raise error.mapped(subjects.LATER) from None
+    return int(answer.get("purged", 0))

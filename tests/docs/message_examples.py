@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import msgpack
 
-from executor.core import envelope, release, seal, subjects
+from executor.core import control, envelope, release, seal, subjects
 from executor.core.envelope import Draft, Origin, Record
+from executor.core.schedule import Schedule
 from executor.core.signature import SecretKey
 from executor.model import Digest, PastAttempt, Receipt, Release, TaskId, TaskRequest
 
@@ -63,6 +64,8 @@ def pages() -> Iterator[tuple[str, object]]:
         | {"attempt": 2, "history": (PastAttempt(1, "guest.failed", NOW),)}
     )
     yield from _sealed("retry", "task.acme.hello", envelope.encode_retry(again, origin))
+    said = Schedule("0 30 9 * * *", "Europe/Berlin", b"world", "text/plain", at=NOW)
+    yield from _sealed("schedule", "task.acme.hello", said.payload())
     record = Record(
         "hello", 1, 3, NOW, NOW + 4, RECEIPT, version="1.0.0", trace=REQUEST.trace,
         output=b"Hello, world!", content_type="text/plain",
@@ -79,6 +82,11 @@ def pages() -> Iterator[tuple[str, object]]:
     payload = envelope.encode_record(letter)
     yield from _sealed("dead", "dead.acme.hello.3f9c01", payload, envelope.record_version(letter))
     live = Release("acme", "hello", DIGEST, "1.0.0")
+    key = subjects.schedule_key("acme", "hello", "nightly")
+    yield (
+        f"`schedule` under `{key}` in CONTROL",
+        _shown(control.encode("schedule", key, "dev", **said.fields())),
+    )
     yield "`release` under `release.acme.hello` in CONTROL", _shown(release.encode(live, "dev"))
 
 

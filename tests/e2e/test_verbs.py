@@ -30,6 +30,10 @@ HAPPY = {
     "result": (["result", "good"], "executor.outcome/1"),
     "cancel": (["cancel", "{new}", "--timeout", "10ms"], "executor.cancelled/1"),
     "cancel what has ended": (["cancel", "good"], "executor.cancelled/1"),
+    "schedule add": (["schedule", "add", "wordcount", "--every", "1h", "--id", "{new}"],
+                     "executor.schedule/1"),
+    "schedule list": (["schedule", "list"], "executor.schedule/1"),
+    "schedule remove": (["schedule", "remove", "{schedule}"], "executor.schedule/1"),
     "dead list": (["dead", "list"], "executor.outcome/1"),
     "dead list by code": (["dead", "list", "--code", "guest", "--task", "trap"],
                           "executor.outcome/1"),
@@ -60,13 +64,14 @@ HAPPY = {
 
 VERBS = [
     "demo", "init", "run", "build", "sign", "verify", "inspect", "keygen", "publish", "serve",
-    "submit", "result", "cancel", "dead list", "dead show", "dead retry", "dead discard",
-    "dead export", "pause", "resume", "quarantine list", "quarantine add", "quarantine lift", "top",
-    "health", "tenant list", "tenant add", "tenant remove",
+    "submit", "result", "cancel", "schedule add", "schedule list", "schedule remove",
+    "dead list", "dead show", "dead retry", "dead discard", "dead export",
+    "pause", "resume", "quarantine list", "quarantine add", "quarantine lift", "top", "health",
+    "tenant list", "tenant add", "tenant remove",
     "nats apply", "nats check", "doctor", "explain", "config show",
     "config check", "help",
 ]  # fmt: skip
-FAMILIES = ["", "dead", "quarantine", "tenant", "nats", "config"]
+FAMILIES = ["", "schedule", "dead", "quarantine", "tenant", "nats", "config"]
 
 
 def _arguments(house: House, template: list[str], tmp_path: Path) -> list[str]:
@@ -75,8 +80,12 @@ def _arguments(house: House, template: list[str], tmp_path: Path) -> list[str]:
         house.run("tenant", "add", name)
     if "{dead}" in template:
         assert house.call("submit", "trap", "--id", name, "--wait").code == 1
+    if "{schedule}" in template or template[:2] == ["schedule", "list"]:
+        house.run("schedule", "add", "wordcount", "--every", "1h", "--id", name)
     return [
-        part.format(new=name, tenant=name, dead=name, tmp=tmp_path) if "{" in part else part
+        part.format(new=name, tenant=name, dead=name, schedule=name, tmp=tmp_path)
+        if "{" in part
+        else part
         for part in template
     ]
 
@@ -109,7 +118,7 @@ def test_happy_path(house: House, tmp_path: Path, case: str) -> None:
     assert (plain.code, plain.err) == (0, "")
     found = plain.objects()
     assert {each["schema"] for each in found} == {schema}
-    assert len(found) == 1 or case.startswith("dead list")
+    assert len(found) == 1 or case.startswith("dead list") or case == "schedule list"
 
 
 @pytest.fixture(scope="module")

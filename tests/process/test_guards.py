@@ -39,8 +39,9 @@ class Clock:
 def steering(rig: Rig) -> Steering:
     """What takes the entries of CONTROL for this rig."""
     return Steering(
-        "test", rig.guards, rig.pipeline.cancelling, Telemetry(rig.journal), rig.pipeline.now_ms
-    )
+        "test", rig.guards, rig.pipeline.cancelling, rig.pipeline.schedules,
+        Telemetry(rig.journal), rig.pipeline.now_ms,
+    )  # fmt: skip
 
 
 def say(rig: Rig, typ: str, key: str, **fields: str | int) -> None:

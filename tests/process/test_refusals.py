@@ -334,7 +334,9 @@ async def test_systemic_refusals_wait_until_they_expire() -> None:
         request = rig.ask("echo", expires_at=NOW + 1)
         again = await rig.put_off()
         assert (again.attempt, again.crashes) == (1, 0)
-        assert rig.wire.published("later")[0].schedule_at_ms == NOW + 5_000
+        # Not in five seconds: it will not run any more, and is to end when it expires.
+        assert rig.wire.published("later")[0].schedule_at_ms == NOW + 1
+        assert again.not_before == NOW + 5_000
         rig.pipeline.now_ms = lambda: NOW + 5_000
         rig.retry(rig.wire.published("later")[0])
         await rig.settle_down()

@@ -91,6 +91,9 @@ class _Records:
     async def waiting(self, tenant: str, task: str, task_id: str) -> list[StoredMessage]:
         return await records.read_waiting(self.connection, tenant, task, task_id)
 
+    async def recurring(self, tenant: str, task: str, schedule_id: str) -> StoredMessage | None:
+        return await records.read_recurring(self.connection, tenant, task, schedule_id)
+
 
 @dataclass
 class _Intake:

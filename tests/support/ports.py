@@ -175,6 +175,10 @@ class Wire:
                 found.append(message)
         return found
 
+    async def recurring(self, tenant: str, task: str, schedule_id: str) -> StoredMessage | None:
+        """A recurring schedule."""
+        return self.stored.get(subjects.recurring(tenant, task, schedule_id))
+
     async def read(self, tenant: str, task: str, task_id: str) -> Sequence[StoredMessage]:
         """What is stored of an id; found counts as settled."""
         self._say("read", task_id)
@@ -238,7 +242,11 @@ class Notices:
         self.entries.pop(key, None)
         self._changes.touch()
 
-    def fields(self, key: str) -> dict[str, str | int]:
+    async def get(self, key: str) -> bytes | None:
+        """What stands there."""
+        return self.entries.get(key)
+
+    def fields(self, key: str) -> dict[str, control.Value]:
         """What an entry says."""
         return control.decode(self.entries[key], key.split(".", maxsplit=1)[0], key, "test")
 
