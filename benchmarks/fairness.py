@@ -1,9 +1,9 @@
 """A tenant floods: what its neighbour's tasks take, one in flight, beside what they take alone.
 
 Two tenants share three sandboxes, one of them in reserve. The neighbour asks for a word count,
-waits for its outcome, and asks again. Meanwhile the other, from a process of its own, keeps a
-hundred times as many tasks queued: word counts, then guests that spin for tens of ms each.
-Rounds alternate between quiet and flood. Also printed: what the answer of an open breaker takes.
+waits for its outcome, and asks again: alone, and then while the other's queue is full of a hundred
+times as many word counts, or of a hundred guests that spin for tens of ms each. Rounds alternate.
+Also printed: what the answer of an open breaker takes.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def p99(values: list[float]) -> float:
 
 
 @contextlib.asynccontextmanager
-async def _stage() -> AsyncIterator[tuple[Path, Client, Client]]:
-    """A server, `serve` with two tenants, its configuration, and a client of each."""
+async def _stage() -> AsyncIterator[tuple[Client, Client]]:
+    """A server, `serve` with two tenants, and a client of each."""
     with tempfile.TemporaryDirectory(prefix="executor-bench-") as name:
         folder = Path(name)
         async with PrivateServer(folder / "nats") as server:
@@ -64,7 +64,7 @@ async def _stage() -> AsyncIterator[tuple[Path, Client, Client]]:
                 ):
                     await quiet.run("wordcount", WORDS, timeout_s=60)
                     await flooder.run("wordcount", WORDS, timeout_s=60)
-                    yield config, quiet, flooder
+                    yield quiet, flooder
             finally:
                 process.terminate()
                 await asyncio.to_thread(process.wait)
@@ -96,44 +96,32 @@ async def _ask(client: Client, count: int) -> list[float]:
     return taken
 
 
-async def _flood(config: Path, task: str) -> None:
-    """Keep BACKLOG tasks queued or running; print each attempt's guest time, in ms."""
-    options = {"fuel": _SPIN_FUEL} if task == "spin" else {}
-    room = asyncio.Semaphore(BACKLOG)
-
-    async def one(client: Client) -> None:
-        try:
-            outcome = await client.run(task, WORDS, timeout_s=600, **options)
-            print(outcome.receipt.guest_us / 1000, flush=True)
-        finally:
-            room.release()
-
-    async with await Client.from_config(config, FLOODER) as client, asyncio.TaskGroup() as group:
-        while True:
-            await room.acquire()
-            group.create_task(one(client))
-
-
-async def _measure(
-    config: Path, quiet: Client, flooder: Client, task: str, tasks: int, rounds: int
-) -> Samples:
+async def _measure(quiet: Client, flooder: Client, task: str, tasks: int, rounds: int) -> Samples:
     samples = Samples()
+    fuel = _SPIN_FUEL if task == "spin" else 0
+    # Spinning takes tens of milliseconds: a hundred of them outlast the measurement as well.
+    count = BACKLOG if task == "spin" else BACKLOG * tasks
     for _ in range(rounds):
         samples.alone += await _ask(quiet, tasks)
-        flood = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "benchmarks.fairness", str(config), task,
-            cwd=Path(__file__).parent.parent, stdout=asyncio.subprocess.PIPE,
-        )  # fmt: skip
-        assert flood.stdout is not None
-        await flood.stdout.readline()  # it has begun
-        reading = asyncio.create_task(flood.stdout.read())
+        requests = [flooder.request(task, WORDS, fuel=fuel) for _ in range(count)]
+        await flooder.submit_many(requests)
         samples.flooded += await _ask(quiet, tasks)
-        flood.kill()
-        await flood.wait()
-        samples.flood += map(float, (await reading).decode().splitlines()[:-1])
-        # What it left in the queue ends before the next quiet round.
-        await flooder.run("wordcount", WORDS, timeout_s=600)
+        left = await _queued(flooder)
+        assert left, "the flood ended before the measurement"
+        # What is left of it ends before the next quiet round.
+        while await _queued(flooder):
+            await asyncio.sleep(0.05)
+        for request in requests[:BACKLOG]:
+            outcome = await flooder.outcome(request.id, task=task)
+            assert outcome is not None
+            samples.flood.append(outcome.receipt.guest_us / 1000)
     return samples
+
+
+async def _queued(client: Client) -> int:
+    """Messages in the flooder's queue, those in hand included."""
+    state = (await client.connection.api(f"STREAM.INFO.TASKS_{FLOODER}"))["state"]
+    return int(state["messages"])
 
 
 def short_circuit_us(calls: int = 100_000) -> float:
@@ -165,9 +153,9 @@ def short_circuit_us(calls: int = 100_000) -> float:
 async def main(tasks: int, rounds: int, *, as_json: bool) -> None:
     """Run both floods and print the table."""
     found: dict[str, Samples] = {}
-    async with _stage() as (config, quiet, flooder):
+    async with _stage() as (quiet, flooder):
         for task in ("wordcount", "spin"):
-            found[task] = await _measure(config, quiet, flooder, task, tasks, rounds)
+            found[task] = await _measure(quiet, flooder, task, tasks, rounds)
     circuit = short_circuit_us()
     if as_json:
         print(json.dumps({"short_circuit_us": circuit,
@@ -182,7 +170,3 @@ async def main(tasks: int, rounds: int, *, as_json: bool) -> None:
                p99(s.flooded), attempt, 2 * p99(s.alone) + attempt)  # fmt: skip
         print("  ".join([f"{task:>12}", *(f"{value:>12.2f}" for value in row)]))
     print(f"an open breaker answers in {circuit:.2f} µs")
-
-
-if __name__ == "__main__":
-    asyncio.run(_flood(Path(sys.argv[1]), sys.argv[2]))

@@ -35,7 +35,8 @@ class Intake:
     """See the module. `mean_s` tells how long a tenant's attempts take, 0 if nobody knows."""
 
     connection: Connection
-    total: int
+    alone: int  # held at once while one tenant has work
+    shared: int  # while several have
     slots: int
     on_delivery: Callable[[Delivery], None]
     on_event: Event
@@ -132,7 +133,7 @@ class Intake:
             )  # fmt: skip
         if not active:  # a first burst of anybody finds room for it
             loads = {name: replace(load, busy=True) for name, load in loads.items()}
-        for name, window in windows(self.total, loads).items():
+        for name, window in windows(self.alone, self.shared, loads).items():
             pull = self._sources[name].pull
             if pull.statistics()["window"] != window:
                 pull.resize(window)

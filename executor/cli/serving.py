@@ -203,7 +203,8 @@ class Host:
         )  # fmt: skip
         self._board = Board(self.connection)
         self._intake = Intake(
-            self.connection, total=self.config.number("delivery.window"),
+            self.connection, alone=self.config.number("delivery.window"),
+            shared=self.config.number("delivery.window_shared"),
             slots=self.config.number("sandbox.count"),
             on_delivery=lambda delivery: self.pipeline.receive(delivery),  # noqa: PLW0108
             on_event=self._on_transport, mean_s=lambda name: self.pipeline.pool.mean_s(name),  # noqa: PLW0108

@@ -62,12 +62,14 @@ _AHEAD_S: Final = 0.25
 _MEAN_MIN_S: Final = 1e-6
 
 
-def windows(total: int, loads: Mapping[str, Load]) -> dict[str, int]:
-    """How many messages each tenant may hold: `total` by weight among those that have work.
+def windows(alone: int, shared: int, loads: Mapping[str, Load]) -> dict[str, int]:
+    """How many messages each tenant may hold: by weight among those that have work.
 
+    `alone` while one of them has, `shared` among several: what one holds, another waits behind.
     Less where attempts are long: what lies here, no other executor can take. Never below 1.
     """
     busy = {name: load for name, load in loads.items() if load.busy}
+    total = alone if len(busy) <= 1 else min(shared, alone)
     weights = sum(load.weight for load in busy.values())
     left = max(total - IDLE_WINDOW * (len(loads) - len(busy)), len(busy))
     found = {}
