@@ -54,8 +54,8 @@ KEYS: Final[dict[str, dict[str, Key]]] = {
                              "put 10 ms before a neighbour's task, of 16 some 2", 1, 4096),
         "outcomes_days": Key(7, "once-only holds as long as outcomes are kept", 1, 3650),
         "outcomes_max_mib": Key(1_024, "reserved on disk for each tenant, like its queue; about a "
-                                "million outcomes, then the oldest go and may run again", 1,
-                                1_048_576),
+                                "million outcomes, then the oldest go and may run again; 0: by "
+                                "age alone", 0, 1_048_576),
         "envelope_version": Key(2, "1 while executors that read no 2 share the work: what it adds "
                                 "to records is left out", 1, 2),
     },

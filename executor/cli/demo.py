@@ -120,7 +120,7 @@ def _module(source: str) -> bytes:
 @click.command("demo", cls=Verb)
 @click.option("--report", type=click.Path(path_type=Path), help="Also write the JSON there.")
 def demo(report: Path | None) -> None:
-    """Run thirteen tasks, good and hostile, on a private nats-server.
+    """Run thirteen tasks, good and hostile, all offline.
 
     Offline, in a temporary folder, on a port of its own; leaves nothing behind.
 

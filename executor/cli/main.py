@@ -38,14 +38,10 @@ _USAGE: Final = 2
 
 @click.group(
     "executor", cls=Family, context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Topics: executor help exit-codes, executor help environment",
 )  # fmt: skip
 @click.version_option(__version__, prog_name="executor")
 def cli() -> None:
-    """Run WebAssembly tasks you do not have to trust, from NATS.
-
-    Start with: executor demo
-    """
+    """Run WebAssembly tasks you do not have to trust. Start with: executor demo."""
 
 
 @click.command("help", cls=Verb)

@@ -61,7 +61,7 @@ def stream_options(config: Config) -> streams.Options:
     return streams.Options(
         replicas=config.number("nats.replicas"), ack_wait_ms=config.number("delivery.ack_wait_ms"),
         outcome_age_ms=config.number("delivery.outcomes_days") * 24 * 3600 * 1000,
-        outcome_max_bytes=config.number("delivery.outcomes_max_mib") * MIB,
+        outcome_max_bytes=config.number("delivery.outcomes_max_mib") * MIB or -1,
     )  # fmt: skip
 
 

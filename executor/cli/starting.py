@@ -83,7 +83,7 @@ TASK(in) {
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default=".")
 @click.option("--tenant", default="acme", show_default=True, help="The first tenant.")
 def init(folder: Path, tenant: str) -> None:
-    """Make FOLDER ready: executor.toml, keys, a task `hello` to build.
+    """Make FOLDER ready: executor.toml, keys, a first task.
 
     Example: executor init mine
     """

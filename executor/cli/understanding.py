@@ -58,7 +58,7 @@ def _complete_code(_context: click.Context, _parameter: click.Parameter, incompl
 @click.command("explain", cls=Verb)
 @click.argument("code", shell_complete=_complete_code, required=False)
 def explain(code: str | None) -> None:
-    """Say what CODE means and how to mend it; without CODE, list all.
+    """Say what CODE means and how to mend it, or list all.
 
     Example: executor explain limit.deadline-exceeded
     """

@@ -74,7 +74,9 @@ def test_the_store_is_full(tmp_path: Path, config: str) -> None:
 
     async def test(server: NatsServer) -> None:
         async with Proxy(server) as proxy:
-            with Site(tmp_path / "site", server, url=proxy.url, queue_max_mib=1) as site:
+            with Site(
+                tmp_path / "site", server, url=proxy.url, queue_max_mib=1, outcomes_max_mib=0
+            ) as site:
                 await site.prepare(echo=guests.ECHO)
                 ids = await load.submit(site, "echo", 10)
                 await fill(server)
@@ -117,7 +119,9 @@ def test_the_disk_is_full(tmp_path: Path, small_disk: Path) -> None:
 
     async def test(server: NatsServer) -> None:
         async with Proxy(server) as proxy:
-            with Site(tmp_path / "site", server, url=proxy.url, queue_max_mib=1) as site:
+            with Site(
+                tmp_path / "site", server, url=proxy.url, queue_max_mib=1, outcomes_max_mib=0
+            ) as site:
                 await site.prepare(echo=guests.ECHO)
                 ids = await load.submit(site, "echo", 40)
                 filler = small_disk / "filler"

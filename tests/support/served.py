@@ -47,6 +47,7 @@ backoff_ms = [50]
 ack_wait_ms = {ack_wait_ms}
 drain_ms = {drain_ms}
 deliveries_max = 50
+outcomes_max_mib = {outcomes_max_mib}
 [limits]
 fuel = 1_000_000_000_000
 deadline_ms = 60_000
@@ -89,7 +90,7 @@ class Site:
 
     def __init__(
         self, folder: Path, server: HasUrl, *, ack_wait_ms: int = 30_000, url: str = "",
-        replicas: int = 1, queue_max_mib: int = 1024,
+        replicas: int = 1, queue_max_mib: int = 1024, outcomes_max_mib: int = 1024,
     ) -> None:  # fmt: skip
         self.folder = folder
         self.server = server
@@ -97,6 +98,7 @@ class Site:
         self.url = url or server.url
         self.replicas = replicas
         self.queue_max_mib = queue_max_mib
+        self.outcomes_max_mib = outcomes_max_mib
         self.lives: list[Serve] = []
         folder.mkdir(exist_ok=True)
         key = folder / "executor.key"
@@ -118,6 +120,7 @@ class Site:
             name="local", url=self.url, author=guests.AUTHOR.public.text,
             host=guests.HOST.public.text, second=guests.STRANGER.public.text, drain_ms=drain_ms,
             ack_wait_ms=self.ack_wait_ms, replicas=self.replicas,
+            outcomes_max_mib=self.outcomes_max_mib,
             revoked=f'"{revoked}"' if revoked else "",
         )  # fmt: skip
         for name in tenants:
