@@ -47,6 +47,19 @@ async def _with_control(config: Config, use: _Use) -> Any:
         await connection.close()
 
 
+def _take_back(config: Config, key: str) -> bool:
+    """Remove an entry of CONTROL; whether it was there."""
+
+    async def main(bucket: Control, _connection: Connection) -> bool:
+        known = await bucket.get(key) is not None
+        if known:
+            await bucket.delete(key)
+        return known
+
+    found: bool = run_async(_with_control(config, main), "NATS")
+    return found
+
+
 def _entries(
     config: Config, typ: str, found: dict[str, tuple[bytes, int]]
 ) -> dict[str, dict[str, control.Value]]:
@@ -96,14 +109,7 @@ def resume(task: str, tenant: str | None) -> None:
     config = state().config(required=True)
     of_tenant, name = split_task(task, config, tenant)
     key = subjects.pause_key(of_tenant, name)
-
-    async def main(bucket: Control, _connection: Connection) -> bool:
-        known = await bucket.get(key) is not None
-        if known:
-            await bucket.delete(key)
-        return known
-
-    known = run_async(_with_control(config, main), "NATS")
+    known = _take_back(config, key)
     state().out.data(
         {"schema": "executor.paused/1", "tenant": of_tenant, "task": name, "paused": False},
         f"{of_tenant}/{name} runs again" if known else f"{of_tenant}/{name} was not paused",
@@ -175,14 +181,7 @@ def quarantine_lift(digest: str) -> None:
     """
     config = state().config(required=True)
     key = subjects.quarantine_key(digest)
-
-    async def main(bucket: Control, _connection: Connection) -> bool:
-        known = await bucket.get(key) is not None
-        if known:
-            await bucket.delete(key)
-        return known
-
-    known = run_async(_with_control(config, main), "NATS")
+    known = _take_back(config, key)
     state().out.data(
         {"schema": "executor.quarantine/1", "digest": digest, "quarantined": False},
         f"{digest} may run again" if known else f"{digest} was not in quarantine",
