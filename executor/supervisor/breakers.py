@@ -23,6 +23,7 @@ from executor.core.breaker import (
     succeeded,
 )
 from executor.core.budget import Budget, BudgetRules
+from executor.core.settlement import RETRY_AFTER_MAX_MS
 from executor.supervisor.ports import Board
 
 Name = tuple[str, str, str]  # kind, tenant, what
@@ -137,4 +138,5 @@ class Budgets:
         if len(self._known) >= _NAMES_MAX:
             self._known.clear()
         budgets = [self._known.setdefault(n, Budget(self.rules.most, now)) for n in names]
-        return max(budget.retried(now, self.rules) for budget in budgets)
+        owed = max(budget.retried(now, self.rules) for budget in budgets)
+        return min(owed, RETRY_AFTER_MAX_MS)  # however large the storm, a task comes back in a day

@@ -15,6 +15,7 @@ import random
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from executor.core import abi, policy, subjects
 from executor.core.frames import Answer, Call
@@ -50,6 +51,7 @@ from executor.supervisor.settling import Settler, as_failure
 from executor.telemetry import AttemptFacts, Telemetry
 
 _IdOf = tuple[str, str, str]  # tenant, task, id
+_CANCELLED: Final = "task.cancelled"
 
 
 @dataclass
@@ -139,7 +141,7 @@ class Pipeline:
         """Steps 3 to 7 of what is to run. Errors  what refuses it."""
         request, delivered = job.request, job.delivery.delivered
         if self.cancelling.has(request, job.received_at):
-            raise ExecutorError("task.cancelled")
+            raise ExecutorError(_CANCELLED)
         ready = before_running(request, self.rules, now=job.received_at, delivered=delivered)
         if ready is not None and ready.action is Action.RETRY:
             self.settler.settle(job, ready, Finished(Result(b""), Receipt()))  # not before its time
@@ -259,7 +261,7 @@ class Pipeline:
     def _end_cancelled(self) -> None:
         for job in self.leases:
             if self.cancelling.has(job.request, self.now_ms()) and not self.pool.cancel(job):
-                self._refuse(job, ExecutorError("task.cancelled"))
+                self._refuse(job, ExecutorError(_CANCELLED))
 
     def _end_waiting(self, message: StoredMessage) -> None:
         """End what waits in a schedule: its record is stored now, and the schedule finds it."""
@@ -276,7 +278,7 @@ class Pipeline:
         except ExecutorError as error:
             self.telemetry.log.event("cancel-unread", id=parts[2], code=error.code)
             return
-        self._refuse(job, ExecutorError("task.cancelled"))
+        self._refuse(job, ExecutorError(_CANCELLED))
 
     # 9 to 11: settle, publish, ack.
 
@@ -291,7 +293,8 @@ class Pipeline:
             self._bug(job, error)
 
     def _finish(self, job: Job, finished: Finished) -> None:
-        if job.instead is not None:
+        cancelled = isinstance(finished.outcome, Failure) and finished.outcome.code == _CANCELLED
+        if job.instead is not None and not cancelled:
             self._end_fallback(job, finished, job.instead)
             return
         settlement = settle(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 
 import pytest
@@ -328,6 +329,25 @@ async def test_a_fallback_that_fails_changes_nothing() -> None:
         rig.publish("other", guests.TRAP)
         record = await ended(rig, rig.ask("main"))
         assert (record.code, dict(record.facts)["fallback"]) == ("guest.trap", "guest.trap")
+
+
+async def test_a_task_is_cancelled_while_its_fallback_runs() -> None:
+    """It ends as cancelled, not as the failure that its fallback stood in for."""
+    async with Rig(fallback_config('"guest.trap"', 'task = "spin"')) as rig:
+        rig.publish("main", guests.TRAP)
+        spin = rig.publish("spin", guests.SPIN)
+        request = rig.ask("main")
+        async with asyncio.timeout(20):
+            while not _runs(rig, spin.digest):  # noqa: ASYNC110 - no event tells of it
+                await asyncio.sleep(0)
+        rig.pipeline.cancelling.cancel(TENANT, "main", request.id)
+        assert (await ended(rig, request)).code == "task.cancelled"
+
+
+def _runs(rig: Rig, digest: str) -> bool:
+    """Whether an attempt of this module lies in a sandbox."""
+    jobs = [job for sandbox in rig.sandboxes() for job in sandbox._jobs.values()]
+    return any(job.admitted is not None and job.admitted.digest == digest for job in jobs)
 
 
 async def test_a_fallback_has_no_more_authority_than_its_task() -> None:
