@@ -189,7 +189,9 @@ class Pipeline:
         request = job.request
         try:
             if must_look_up(request, delivered=job.delivery.delivered):
-                stored = await self.records.read(request.tenant, request.task, request.id)
+                stored = await self.settler.read(job)
+                if job.settled:
+                    return
                 if self.settler.authentic(stored):
                     self.telemetry.log.event("duplicate", task=request.task, id=request.id)
                     self.outbox.ack(job.delivery.lease)

@@ -37,6 +37,10 @@ from executor.telemetry import Telemetry
 
 # A forger can put a new record under each look of ours; after so many the lease may lapse.
 _LOOKS_MAX: Final = 5
+# No answer, or nobody there to give one: it may be different in a moment.
+_PASSING: Final = frozenset({"transport.disconnected", "transport.stream-missing"})
+_READ_AGAIN_S: Final = 0.2
+_READ_AGAIN_MAX_S: Final = 5.0
 # The tail of a guest's log in a dead letter: enough to see what it did last.
 _TAIL_BYTES: Final = 8 * KIB
 
@@ -186,10 +190,11 @@ class Settler:
         """Another record is in the way: believe it, or put ours on top of it."""
         request = job.request
         try:
-            stored = await self.records.read(request.tenant, request.task, request.id)
-        except ExecutorError as error:
-            self.telemetry.log.event("outcome-unreadable", id=request.id, code=error.code)
+            stored = await self.read(job)
+        except ExecutorError:
             self.on_settled(job, "")
+            return
+        if job.settled:
             return
         if self.authentic(stored):
             self.telemetry.log.event("duplicate", task=request.task, id=request.id)
@@ -197,6 +202,23 @@ class Settler:
             return
         last = max((message.sequence for message in stored), default=0)
         self._publish(job, replace(outgoing, expected_sequence=last), looks)
+
+    async def read(self, job: Job) -> Sequence[StoredMessage]:
+        """What is stored of a job's id; asked again while nobody answers and the lease is ours.
+
+        Errors  `transport.*` for what does not pass by itself.
+        """
+        request, delay_s = job.request, _READ_AGAIN_S
+        while not job.settled:
+            try:
+                return await self.records.read(request.tenant, request.task, request.id)
+            except ExecutorError as error:
+                self.telemetry.log.event("outcome-unreadable", id=request.id, code=error.code)
+                if error.code not in _PASSING or not job.delivery.lease:
+                    raise
+            await asyncio.sleep(delay_s)
+            delay_s = min(2 * delay_s, _READ_AGAIN_MAX_S)
+        return ()
 
     def authentic(self, stored: Sequence[StoredMessage]) -> bool:
         """Whether one of the stored messages is an outcome; the others are security events."""

@@ -139,10 +139,10 @@ async def test_an_unreadable_store_is_no_end() -> None:
         rig.publish("retry", guests.RETRY)
         request = rig.ask("retry", attempts_max=3)
         await rig.put_off()
-        rig.wire.reads_fail = True
+        rig.wire.reads_fail = "transport.disconnected"
         rig.pipeline.cancelling.cancel(TENANT, ANY_TASK, request.id)
         await rig.until(lambda: rig.journal.of("cancel-unread"))
-        rig.wire.reads_fail = False
+        rig.wire.reads_fail = ""
         rig.retry(rig.wire.published("later")[-1])
         await rig.until(lambda: codes(rig) == {request.id: "task.cancelled"})
 

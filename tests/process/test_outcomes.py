@@ -209,10 +209,24 @@ async def test_an_unreadable_incumbent_is_silence() -> None:
     async with Rig() as rig:
         rig.publish("echo", guests.ECHO)
         rig.wire.answer = lambda _: Conflict()
-        rig.wire.reads_fail = True
+        rig.wire.reads_fail = "transport.permission-denied"
         rig.ask("echo")
         await rig.settle_down()
         assert [s.what for s in rig.wire.said] == ["publish", "conflict", "read", "completed"]
+
+
+async def test_a_store_that_does_not_answer_is_asked_again() -> None:
+    """While the lease is held the look goes on: no delivery is spent, nothing runs meanwhile."""
+    async with Rig() as rig:
+        rig.publish("hold", guests.HOLD)
+        rig.buckets.gate.set()
+        rig.wire.reads_fail = "transport.disconnected"
+        request = rig.request("hold", b"x", id="mine")
+        rig.deliver(request)
+        await rig.until(lambda: len(rig.journal.of("outcome-unreadable")) == 2)
+        assert (rig.buckets.at_gate(), rig.wire.count("nak"), rig.pipeline.held) == (0, 0, 1)
+        rig.wire.reads_fail = ""
+        assert (await rig.record(request)).code == ""
 
 
 async def test_a_duplicate_of_a_settled_id_does_not_run() -> None:

@@ -313,7 +313,7 @@ async def test_an_unreadable_record_is_no_leave_to_run() -> None:
     """When it cannot be read whether an id is done, the task does not run: the lease lapses."""
     async with Rig() as rig:
         rig.publish("hold", guests.HOLD)
-        rig.wire.reads_fail = True
+        rig.wire.reads_fail = "transport.permission-denied"
         rig.deliver(rig.request("hold", id="mine"))
         await rig.settle_down()
         assert rig.wire.count("ack") == rig.wire.count("nak") == rig.wire.count("publish") == 0

@@ -69,7 +69,7 @@ class Wire:
         # lease → task id, by whoever delivers; a message may end under its place instead.
         self.lease_of: dict[str, str] = {}
         self.completed_count = 0
-        self.reads_fail = False
+        self.reads_fail = ""  # with this code
         self._settled_ids: set[str] = set()
         self._waiting: list[tuple[Outgoing, Callable[[Answer], None]]] = []
         self._sequence = 100
@@ -166,7 +166,7 @@ class Wire:
     async def waiting(self, tenant: str, task: str, task_id: str) -> Sequence[StoredMessage]:
         """The schedules of an id."""
         if self.reads_fail:
-            raise ExecutorError("transport.disconnected", "scripted")
+            raise ExecutorError(self.reads_fail, "scripted")
         wanted = {(tenant, task, task_id), (tenant, subjects.ANY_TASK, task_id)}
         found = []
         for subject, message in self.stored.items():
@@ -183,7 +183,7 @@ class Wire:
         """What is stored of an id; found counts as settled."""
         self._say("read", task_id)
         if self.reads_fail:
-            raise ExecutorError("transport.disconnected", "scripted")
+            raise ExecutorError(self.reads_fail, "scripted")
         found = self._of(tenant, task, task_id)
         if found:
             self._settled_ids.add(task_id)
