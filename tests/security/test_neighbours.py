@@ -47,3 +47,25 @@ async def test_32_neighbours_all_succeed() -> None:
         ended = {row.name: (await rig.record(request)).code for row, request in attacks}
         assert ended == {row.name: row.code for row, _ in attacks}
         assert resident() - before < GROWTH_MAX
+
+
+async def test_costly_modules_cost_the_supervisor_nothing() -> None:
+    """Modules that no compiler can afford are refused, and the supervisor's memory stays as it was.
+
+    A neighbour's task is compiled and run among them.
+    """
+    bombs = [row for row in zoo.rows() if row.layer in {"compile deadline", "compiler rlimits"}]
+    assert len(bombs) >= 2
+    config = make_config(
+        sandbox__count=2, sandbox__compile_deadline_ms=2_000, delivery__attempts_max=1
+    )
+    async with Rig(config) as rig:
+        rig.publish("echo", guests.ECHO)
+        for row in bombs:
+            rig.store(row.module, row.name, tenant=OTHER)
+        before = resident()
+        attacks = [(row, rig.ask(row.name, tenant=OTHER)) for row in bombs]
+        assert (await rig.record(rig.ask("echo", b"x"))).output == b"x"
+        for row, request in attacks:
+            assert (await rig.record(request)).code == row.code
+        assert resident() - before < GROWTH_MAX
