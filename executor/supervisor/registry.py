@@ -124,7 +124,7 @@ class Registry:
             raise ExecutorError("module.too-complex", f"{len(module)} bytes, at most {most}")
         manifest, signers = verify(module, release, self.trust)
         large = any(signer.large for signer in signers)
-        product = await self._product(release.digest, module, large=large)
+        product = await self._product(release, module, large=large)
         policies.check_abi(product.imports, product.exports)
         authority = policies.authorise(
             self.trust.policy(), tenant=release.tenant, task=release.task, manifest=manifest,
@@ -139,26 +139,27 @@ class Registry:
         names = tuple(signer.name for signer in signers)
         return Admitted(release, manifest, authority, product.artifact, key_ids, names)
 
-    async def _product(self, digest: str, module: bytes, *, large: bool) -> Product:
+    async def _product(self, release: Release, module: bytes, *, large: bool) -> Product:
         if not large and len(module) > STANDARD.module_bytes:
             raise ExecutorError("module.too-complex", f"{len(module)} bytes, and no signer is "
                                 f"`large`; {STANDARD.module_bytes} are allowed")  # fmt: skip
-        if digest not in self._products:
+        if release.digest not in self._products:
             self._prune()
-            self._products[digest] = await self._make(digest, module, large=large)
-        return self._products[digest]
+            self._products[release.digest] = await self._make(release, module, large=large)
+        return self._products[release.digest]
 
-    async def _make(self, digest: str, module: bytes, *, large: bool) -> Product:
+    async def _make(self, release: Release, module: bytes, *, large: bool) -> Product:
         engine = (await self.compiler.zygote.warm()).engine
         # What was compiled under wider caps is another thing than under these.
-        key = f"{digest} large" if large else digest
+        key = f"{release.digest} large" if large else release.digest
         if self.cache is not None:
             found = await asyncio.to_thread(self.cache.get, key, engine)
             if found is not None:
                 return found
         product = await self.compiler.compile(
-            module, memory_max=self.trust.policy().limits.memory_bytes, large=large
-        )
+            module, tenant=release.tenant, memory_max=self.trust.policy().limits.memory_bytes,
+            large=large,
+        )  # fmt: skip
         if self.cache is not None:
             await asyncio.to_thread(self.cache.put, key, engine, product)
         return product
@@ -195,7 +196,9 @@ class Registry:
         self._refused.clear()
 
     def close(self) -> None:
-        """Give the artifacts back."""
+        """Give the artifacts back, and up what is still being compiled."""
+        for running in self._pending.values():
+            running.cancel()
         self._products.clear()
         self.forget()
 
