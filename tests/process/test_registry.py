@@ -370,3 +370,25 @@ async def test_an_end_during_a_compilation(monkeypatch: pytest.MonkeyPatch) -> N
     ends = await asyncio.gather(*asked, return_exceptions=True)
     assert {type(end) for end in ends} == {asyncio.CancelledError}
     assert sorted(compiler.turns._free) == [0, 1]
+
+
+async def test_large_is_a_matter_of_the_signer() -> None:
+    """What a `large` signer's caps let through is refused under another's, then and afterwards."""
+    code = guests.assemble(guests.ECHO + "(func (local" + " i32" * 2_000 + "))")
+    module = signature.sign_module(guests.described(code, "big"), guests.AUTHOR)
+    module = signature.sign_module(module, guests.STRANGER)
+    granted = [
+        ('tasks = ["*/*"]', 'tasks = ["acme/*"]\nlarge = true'),
+        ("[[executor]]", f'[[publisher]]\nname = "other"\nkey = "{guests.STRANGER.public.text}"\n'
+         'tasks = ["zebra/*"]\n[[executor]]'),
+    ]  # fmt: skip
+    async with Rig(make_config(replaced=granted)) as rig:
+        rig.store(module, "big")
+        rig.store(module, "big", tenant=OTHER)
+        assert (await rig.record(rig.ask("big", b"x"))).output == b"x"
+        refused = await rig.record(rig.ask("big", b"x", tenant=OTHER))
+        assert (refused.code, "locals" in refused.message) == ("module.too-complex", True)
+        reload(rig, granted[0], granted[1])
+        assert (await rig.record(rig.ask("big", b"x"))).output == b"x"
+        reload(rig)
+        assert (await rig.record(rig.ask("big", b"x"))).code == "module.too-complex"
