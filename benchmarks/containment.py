@@ -417,7 +417,8 @@ async def cached_module() -> Cached:
     try:
         engine = (await fork_server.warm()).engine
         started = time.perf_counter()
-        product = await Compiler(fork_server).compile(module, memory_max=MIB, large=True)
+        compiler = Compiler(fork_server)
+        product = await compiler.compile(module, tenant="", memory_max=MIB, large=True)
         took = time.perf_counter() - started
     finally:
         await fork_server.close()

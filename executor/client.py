@@ -21,7 +21,7 @@ from typing import Any, Final, Self, TypeVar
 
 from executor import config as configs
 from executor.config import Config
-from executor.core import control, envelope, subjects
+from executor.core import content, control, envelope, subjects
 from executor.core.envelope import Record
 from executor.core.seal import ExecutorKey, NotAuthenticError, Opener
 from executor.core.signature import PublicKey
@@ -94,10 +94,10 @@ class TaskOutcome:
     def value(self) -> Any:
         """The output as its content type says: JSON, msgpack, text or bytes."""
         kind = self.record.content_type.partition(";")[0].strip()
-        if kind == envelope.JSON:
+        if kind == content.JSON:
             return json.loads(self.output)
-        if kind == envelope.MSGPACK:
-            return envelope.from_msgpack(self.output)
+        if kind == content.MSGPACK:
+            return content.from_msgpack(self.output)
         return self.text() if kind.startswith("text/") else self.output
 
 
@@ -119,12 +119,12 @@ def derived_id(tenant: str, task: str, key: str) -> str:
 def encode_input(value: object, content_type: str) -> tuple[bytes, str]:
     """(bytes, content type): bytes as they are, text as UTF-8, anything else as JSON."""
     if isinstance(value, bytes | bytearray | memoryview):
-        return bytes(value), content_type or envelope.RAW
+        return bytes(value), content_type or content.RAW
     if isinstance(value, str):
-        return value.encode(), content_type or envelope.TEXT
-    if content_type == envelope.MSGPACK:
-        return envelope.to_msgpack(value), content_type
-    return json.dumps(value, ensure_ascii=False).encode(), content_type or envelope.JSON
+        return value.encode(), content_type or content.TEXT
+    if content_type == content.MSGPACK:
+        return content.to_msgpack(value), content_type
+    return json.dumps(value, ensure_ascii=False).encode(), content_type or content.JSON
 
 
 def make_opener(environment: str, executors: Iterable[str | PublicKey]) -> Opener:

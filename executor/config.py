@@ -87,7 +87,7 @@ KEYS: Final[dict[str, dict[str, Key]]] = {
                       choices=("pooled", "on-demand")),
         "cache_folder": Key("cache", "compiled modules; may be deleted at any time"),
         "cache_max_mib": Key(512, "a module of 1 MB makes 5.5 MB", 1, 1_048_576),
-        "compile_deadline_ms": Key(10_000, "a module of 1 MB takes 2.5 s", 100, 600_000),
+        "compile_deadline_ms": Key(10_000, "of CPU; 1 MB takes 2.5 s", 100, 600_000),
     },
 }  # fmt: skip
 

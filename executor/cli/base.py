@@ -17,14 +17,14 @@ import click
 from executor import config as configs
 from executor.cli.output import Output
 from executor.config import Config
-from executor.core import envelope, subjects
+from executor.core import content, subjects
 from executor.errors import ExecutorError
 from executor.model import PAYLOAD_MAX
 
 T = TypeVar("T")
 
 CONTENT_TYPES: Final = {
-    "text": envelope.TEXT, "json": envelope.JSON, "msgpack": envelope.MSGPACK, "raw": envelope.RAW,
+    "text": content.TEXT, "json": content.JSON, "msgpack": content.MSGPACK, "raw": content.RAW,
 }  # fmt: skip
 
 
@@ -181,7 +181,7 @@ def read_input(text: str | None, kind: str) -> tuple[bytes, str]:
         try:
             value = json.loads(data)
             if kind == "msgpack":
-                data = envelope.to_msgpack(value)
+                data = content.to_msgpack(value)
         except (ValueError, OverflowError, RecursionError) as error:
             why = "too deep" if isinstance(error, RecursionError) else str(error)
             what = "msgpack" if isinstance(error, OverflowError) else "JSON"

@@ -18,7 +18,7 @@ from executor.cli.base import Verb, read_file, read_input, run_async, state, wri
 from executor.cli.modules import examine, read_key, wanted
 from executor.cli.output import log_line, number, safe_text, size, used
 from executor.config import Config
-from executor.core import abi, envelope, manifest, policy, signature
+from executor.core import abi, content, manifest, policy, signature
 from executor.errors import ExecutorError
 from executor.telemetry import Log, Telemetry, escape
 
@@ -90,7 +90,7 @@ async def _attempt(config: Config, data: bytes, sample: _Sample) -> local.Ran:
     allow = tuple(names[w.capability] for w in described.wants if w.capability in names)
     if sample.outcome == "policy.capability-denied":
         allow = ()
-    order = local.Order(data, sample.input, described.input or envelope.RAW, allow)
+    order = local.Order(data, sample.input, described.input or content.RAW, allow)
     telemetry = Telemetry(Log(quiet=True))
     ran = await local.run(config, order, telemetry)
     if ran.transient:

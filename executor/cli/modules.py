@@ -153,10 +153,9 @@ async def examine(config: Config, data: bytes) -> tuple[Manifest, Product]:
     zygote = new_zygote(config)
     try:
         product = await new_compiler(config, zygote).compile(
-            data,
-            memory_max=config.policy.limits.memory_bytes,
+            data, tenant="", memory_max=config.policy.limits.memory_bytes,
             large=any(publisher.large for publisher in config.publishers),
-        )
+        )  # fmt: skip
     finally:
         await zygote.close()
     policy.check_abi(product.imports, product.exports)

@@ -18,7 +18,8 @@ from typing import Any, Final
 
 import click
 
-from executor.core import abi, envelope
+from executor.core import abi
+from executor.core.content import JSON, MSGPACK, from_msgpack
 from executor.core.frames import UNRETURNED
 from executor.errors import TABLE, ExecutorError
 from executor.model import Receipt
@@ -168,10 +169,10 @@ def content(data: bytes, content_type: str) -> dict[str, Any]:
     """An output for `--json`: a value where its type says so, text, or base64."""
     kind = content_type.partition(";")[0].strip()
     try:
-        if kind == envelope.JSON:
+        if kind == JSON:
             value = json.loads(data)
-        elif kind == envelope.MSGPACK:
-            value = envelope.from_msgpack(data)
+        elif kind == MSGPACK:
+            value = from_msgpack(data)
         else:
             value = data.decode("utf-8")
         json.dumps(value, allow_nan=False)  # what JSON has no word for goes as its bytes

@@ -228,8 +228,13 @@ class Host:
         )  # fmt: skip
         self._watch = Watch(self.connection, self._entry)
         await self._watch.start()
-        # Admit before the first task: a sandbox is born with what is known by then.
-        await asyncio.gather(*self._warm, return_exceptions=True)
+        # Admit before the first task: a sandbox is born with what is known by then. Compilers take
+        # turns, so one tenant's bombs could hold up the start of all: what is not admitted in the
+        # time of one compilation is admitted while others work.
+        known = asyncio.gather(*self._warm, return_exceptions=True)
+        await asyncio.wait(
+            {known}, timeout=self.config.number("sandbox.compile_deadline_ms") / 1000
+        )
         tenants = self.config.policy.tenants
         for slot in range(self.config.number("sandbox.count")):
             self.pipeline.pool.warm(tenants[slot % len(tenants)].name)

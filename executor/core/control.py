@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from executor.core import subjects
-from executor.core.envelope import to_msgpack, unpack
+from executor.core.content import to_msgpack
+from executor.core.envelope import unpack
 from executor.errors import ExecutorError
 from executor.model import KIB
 

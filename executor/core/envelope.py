@@ -60,9 +60,6 @@ _EXECUTORS_OWN: Final = frozenset({"retry", "schedule"})
 _ITEMS_MAX: Final = 64
 # Holds a guest's message of 8 Ki characters, each of which may take four bytes.
 _TEXT_MAX: Final = 32 * KIB
-# What a display looks into: deeper, or more, is shown as bytes.
-_SHOWN_DEPTH_MAX: Final = 32
-_SHOWN_ITEMS_MAX: Final = 20_000
 # An environment of 64 characters, `/`, and the longest subject: a kind and three tokens.
 _AUDIENCE_MAX: Final = 320
 
@@ -537,45 +534,3 @@ def _read_origin(fields: _Fields) -> Origin | None:
         size=fields.count("origin_size", 0), sha256=fields.text("origin_sha256", default=""),
     )  # fmt: skip
     return origin if subject else None
-
-
-# Contents: what the command line and the client do for people; the supervisor never looks inside.
-
-TEXT: Final = "text/plain; charset=utf-8"
-JSON: Final = "application/json"
-MSGPACK: Final = "application/msgpack"
-RAW: Final = "application/octet-stream"
-
-
-def to_msgpack(value: object) -> bytes:
-    """`value` (what JSON can hold) as msgpack."""
-    body: bytes = msgpack.packb(value)
-    return body
-
-
-def from_msgpack(data: bytes) -> object:
-    """The value in `data`, bounded for display. Errors  `message.malformed`."""
-    try:
-        value: object = msgpack.unpackb(
-            data, raw=False, max_array_len=_SHOWN_ITEMS_MAX, max_map_len=_SHOWN_ITEMS_MAX,
-            max_ext_len=0, max_str_len=max(len(data), 1), max_bin_len=max(len(data), 1),
-        )  # fmt: skip
-    except Exception as error:  # the library raises a dozen types; all mean the same here
-        raise _malformed("the bytes are not msgpack") from error
-    level, items = [value], 0
-    for _ in range(_SHOWN_DEPTH_MAX):
-        level = [inner for outer in level for inner in _inside(outer)]
-        items += len(level)
-        if not level and items <= _SHOWN_ITEMS_MAX:
-            return value
-    raise _malformed(f"more than {_SHOWN_DEPTH_MAX} levels or {_SHOWN_ITEMS_MAX} items")
-
-
-def _inside(value: object) -> Sequence[object]:
-    match value:
-        case dict():
-            return list(value.values())
-        case list():
-            return value
-        case _:
-            return ()

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Final
 
+from executor.core.content import to_msgpack
 from executor.core.control import Value
-from executor.core.envelope import SCHEDULE_NEXT, Origin, Sealed, to_msgpack, unpack
+from executor.core.envelope import SCHEDULE_NEXT, Origin, Sealed, unpack
 from executor.errors import ExecutorError
 from executor.model import TaskId, TaskRequest
 

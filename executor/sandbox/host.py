@@ -51,7 +51,8 @@ class Attempt:
 
     __slots__ = (
         "_mediate", "_unpaid", "calls", "copied", "failure", "host_ns", "last_call", "log",
-        "machine", "mediated", "memory", "output", "park", "recent", "run", "unavailable",
+        "machine", "mediated", "memory", "output", "park", "park_counted", "recent", "run",
+        "unavailable",
     )  # fmt: skip
 
     def __init__(self, run: Run, machine: Machine, mediate: Mediate) -> None:
@@ -62,6 +63,7 @@ class Attempt:
         self.log = LogBook(bytes_max=run.log_bytes, lines_max=run.log_lines)
         self.failure: tuple[int, str, int] | None = None  # kind, text, retry_after_ms
         self.park = b""
+        self.park_counted = False  # it counted when it arrived: taking it counts no more
         self.calls = 0
         self.copied = 0
         self.mediated = 0
@@ -88,9 +90,17 @@ class Attempt:
 
     def charge_copy(self, length: int, *, byte_fuel: int = BYTE_FUEL) -> None:
         """Count a copy between guest and host; charge it, if it is a long one. Errors  `Ended`."""
+        self.count(length)
+        self.pay_copy(length, byte_fuel=byte_fuel)
+
+    def count(self, length: int) -> None:
+        """Count bytes that go between guest and host, or came for the guest. Errors  `Ended`."""
         self.copied += length
         if self.copied > self.run.call_bytes:
             raise Ended("limit.calls-exceeded", f"{self.run.call_bytes} bytes of calls are allowed")
+
+    def pay_copy(self, length: int, *, byte_fuel: int = BYTE_FUEL) -> None:
+        """Charge a copy that was counted, if it is a long one. Errors  `Ended`."""
         if length > FREE_COPY_BYTES:
             self._charge(length * byte_fuel)
 
@@ -115,7 +125,7 @@ class Attempt:
 
     def refuse(self, number: int) -> int:
         """Answer with an error of our own, its text parked."""
-        self.park = abi.ERRORS[number].encode()
+        self.park, self.park_counted = abi.ERRORS[number].encode(), False
         return number
 
     def ask(self, function: str, key: bytes, value: bytes = b"") -> Answer:
@@ -129,11 +139,13 @@ class Attempt:
         answer = self._mediate(call)
         if (answer.seq, answer.ordinal) != (call.seq, call.ordinal):
             raise Bug("an answer to another call")
+        # Now, and not when the guest takes it: it may ask for much and take nothing.
+        self.count(len(answer.data))
         if answer.status < 0:
             if answer.status not in abi.ERRORS:
                 raise Bug("an answer with an unknown error")
             self.unavailable |= answer.status == abi.UNAVAILABLE
-            self.park = answer.data[: abi.ERROR_TEXT_MAX]
+            self.park, self.park_counted = answer.data[: abi.ERROR_TEXT_MAX], True
         return answer
 
 
@@ -207,7 +219,9 @@ def _fail(
     attempt: Attempt, memory: GuestMemory, kind: int, ptr: int, length: int, retry_after_ms: int
 ) -> None:
     length = memory.check(ptr, length)
-    data = memory.read(ptr, min(length, abi.FAIL_MESSAGE_MAX))
+    kept = min(length, abi.FAIL_MESSAGE_MAX)
+    attempt.charge_copy(kept)
+    data = memory.read(ptr, kept)
     # Not final when cut: half a character at the end is left out, not shown as a damaged one.
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     text = decoder.decode(data, length <= abi.FAIL_MESSAGE_MAX)
@@ -217,7 +231,9 @@ def _fail(
 def _take(attempt: Attempt, memory: GuestMemory, dst: int, length: int) -> int:
     length = memory.check(dst, length)
     data = attempt.park[:length]
-    attempt.charge_copy(len(data))
+    if not attempt.park_counted:
+        attempt.count(len(data))
+    attempt.pay_copy(len(data))
     attempt.park = b""
     memory.write(dst, data)
     return len(data)
@@ -244,10 +260,11 @@ def _random_fill(attempt: Attempt, memory: GuestMemory, dst: int, length: int) -
         memory.write(start + offset, random.fill(min(RANDOM_CHUNK, length - offset)))
 
 
-def _key(memory: GuestMemory, ptr: int, length: int) -> bytes | None:
+def _key(attempt: Attempt, memory: GuestMemory, ptr: int, length: int) -> bytes | None:
     """The key, or None if it is not one. Its range was checked."""
     if length > abi.KV_KEY_MAX:
         return None
+    attempt.charge_copy(length)
     key = memory.read(ptr, length)
     return key if _KEY.fullmatch(key) else None
 
@@ -255,7 +272,7 @@ def _key(memory: GuestMemory, ptr: int, length: int) -> bytes | None:
 def _kv_get(attempt: Attempt, memory: GuestMemory, kptr: int, klen: int, buf: int, cap: int) -> int:
     klen = memory.check(kptr, klen)
     cap = memory.check(buf, cap)
-    key = _key(memory, kptr, klen)
+    key = _key(attempt, memory, kptr, klen)
     if key is None:
         return attempt.refuse(abi.BAD_ARGUMENT)
     answer = attempt.ask("kv_get", key)
@@ -264,9 +281,9 @@ def _kv_get(attempt: Attempt, memory: GuestMemory, kptr: int, klen: int, buf: in
     if answer.status != len(answer.data):
         raise Bug("an answer that is not as long as it says")
     if answer.status > cap:
-        attempt.park = answer.data
+        attempt.park, attempt.park_counted = answer.data, True
     else:
-        attempt.charge_copy(answer.status)
+        attempt.pay_copy(answer.status)
         memory.write(buf, answer.data)
     return answer.status
 
@@ -276,7 +293,7 @@ def _kv_put(
 ) -> int:
     klen = memory.check(kptr, klen)
     vlen = memory.check(vptr, vlen)
-    key = _key(memory, kptr, klen)
+    key = _key(attempt, memory, kptr, klen)
     if key is None:
         return attempt.refuse(abi.BAD_ARGUMENT)
     if vlen > PAYLOAD_MAX:
@@ -287,7 +304,7 @@ def _kv_put(
 
 def _kv_delete(attempt: Attempt, memory: GuestMemory, kptr: int, klen: int) -> int:
     klen = memory.check(kptr, klen)
-    key = _key(memory, kptr, klen)
+    key = _key(attempt, memory, kptr, klen)
     if key is None:
         return attempt.refuse(abi.BAD_ARGUMENT)
     return min(attempt.ask("kv_delete", key).status, 0)

@@ -28,6 +28,8 @@ from executor.supervisor.ports import Modules, Trust
 # A refusal that may pass (a module not yet replicated, a compiler that could not start) is kept
 # for this long, so that a flood of such tasks does not repeat the work for each.
 _REFUSAL_S: Final = 1.0
+# Behind the digest, in memory and on disk, of what was made under a `large` signer's caps.
+_LARGE: Final = " large"
 
 _Name = tuple[str, str]  # tenant, task
 
@@ -49,7 +51,7 @@ class Registry:
     cache: ArtifactCache | None = None
     _admitted: dict[_Name, Admitted] = field(default_factory=dict)
     _refused: dict[_Name, _Refusal] = field(default_factory=dict)
-    _products: dict[str, Product] = field(default_factory=dict)
+    _products: dict[str, Product] = field(default_factory=dict)  # by digest and caps
     _pending: dict[_Name, asyncio.Task[Admitted]] = field(default_factory=dict)
     _generation: int = 0  # of policy and trust
 
@@ -124,7 +126,7 @@ class Registry:
             raise ExecutorError("module.too-complex", f"{len(module)} bytes, at most {most}")
         manifest, signers = verify(module, release, self.trust)
         large = any(signer.large for signer in signers)
-        product = await self._product(release.digest, module, large=large)
+        product = await self._product(release, module, large=large)
         policies.check_abi(product.imports, product.exports)
         authority = policies.authorise(
             self.trust.policy(), tenant=release.tenant, task=release.task, manifest=manifest,
@@ -139,26 +141,27 @@ class Registry:
         names = tuple(signer.name for signer in signers)
         return Admitted(release, manifest, authority, product.artifact, key_ids, names)
 
-    async def _product(self, digest: str, module: bytes, *, large: bool) -> Product:
+    async def _product(self, release: Release, module: bytes, *, large: bool) -> Product:
         if not large and len(module) > STANDARD.module_bytes:
             raise ExecutorError("module.too-complex", f"{len(module)} bytes, and no signer is "
                                 f"`large`; {STANDARD.module_bytes} are allowed")  # fmt: skip
-        if digest not in self._products:
-            self._prune()
-            self._products[digest] = await self._make(digest, module, large=large)
-        return self._products[digest]
-
-    async def _make(self, digest: str, module: bytes, *, large: bool) -> Product:
-        engine = (await self.compiler.zygote.warm()).engine
         # What was compiled under wider caps is another thing than under these.
-        key = f"{digest} large" if large else digest
+        key = release.digest + _LARGE if large else release.digest
+        if key not in self._products:
+            self._prune()
+            self._products[key] = await self._make(key, release, module, large=large)
+        return self._products[key]
+
+    async def _make(self, key: str, release: Release, module: bytes, *, large: bool) -> Product:
+        engine = (await self.compiler.zygote.warm()).engine
         if self.cache is not None:
             found = await asyncio.to_thread(self.cache.get, key, engine)
             if found is not None:
                 return found
         product = await self.compiler.compile(
-            module, memory_max=self.trust.policy().limits.memory_bytes, large=large
-        )
+            module, tenant=release.tenant, memory_max=self.trust.policy().limits.memory_bytes,
+            large=large,
+        )  # fmt: skip
         if self.cache is not None:
             await asyncio.to_thread(self.cache.put, key, engine, product)
         return product
@@ -167,7 +170,10 @@ class Registry:
         """Let go of what no release stands for any more: each artifact is an open file."""
         live = {(r.tenant, r.task): r.digest for r in self.modules.releases()}
         digests = set(live.values())
-        self._products = {d: p for d, p in self._products.items() if d in digests}
+        self._products = {
+            key: made for key, made in self._products.items()
+            if key.removesuffix(_LARGE) in digests
+        }  # fmt: skip
         self._admitted = {n: a for n, a in self._admitted.items() if live.get(n) == a.digest}
         self._refused = {n: r for n, r in self._refused.items() if live.get(n) == r.digest}
 
@@ -195,7 +201,9 @@ class Registry:
         self._refused.clear()
 
     def close(self) -> None:
-        """Give the artifacts back."""
+        """Give the artifacts back, and up what is still being compiled."""
+        for running in self._pending.values():
+            running.cancel()
         self._products.clear()
         self.forget()
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from executor.config import Config
 from executor.core.signature import SecretKey
 from executor.model import MIB
-from executor.supervisor.artifacts import ArtifactCache, read_key
+from executor.supervisor.artifacts import ArtifactCache, check_folder, read_key
 from executor.supervisor.breakers import Breakers, Budgets
 from executor.supervisor.compiling import Budget, Compiler
 from executor.supervisor.guards import Guards
@@ -54,6 +54,7 @@ def _cache(config: Config, telemetry: Telemetry) -> ArtifactCache | None:
     folder = config.path("sandbox.cache_folder")
     if key_file is None or folder is None:
         return None
+    check_folder(folder)
     return ArtifactCache(
         folder, read_key(key_file), config.number("sandbox.cache_max_mib") * MIB,
         lambda name: telemetry.security_event("artifact-not-authentic", file=name),

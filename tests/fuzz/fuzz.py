@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from executor.core import abi, envelope, frames, manifest, release, seal, signature, wasm
+from executor.core import abi, content, envelope, frames, manifest, release, seal, signature, wasm
 from executor.core.envelope import Draft, Origin, Record, Sealed
 from executor.core.frames import Answer, Call, Conversation, Done, Frame, Ready, Run
 from executor.core.manifest import Manifest, Want
@@ -177,7 +177,7 @@ READERS: Final[tuple[Callable[[bytes], object], ...]] = (
     _decode_retry,
     _decode_raw,
     lambda data: release.decode(data, "acme", "resize", environment="dev"),
-    envelope.from_msgpack,
+    content.from_msgpack,
     lambda data: envelope.decode_record("dead", data, 1),
 )
 
@@ -207,7 +207,7 @@ def envelope_corpus() -> Corpus:
     live = Release("acme", "resize", Digest("sha256:" + "ab" * 32), "1.0.0")
     found = (
         body, sealed, *payloads, envelope.encode_retry(ASK, whole), b"id text/plain\0body",
-        release.encode(live, "dev"), envelope.to_msgpack({"a": [1, {"b": "c"}]}),
+        release.encode(live, "dev"), content.to_msgpack({"a": [1, {"b": "c"}]}),
         envelope.encode_record(letter, 1),
     )  # fmt: skip
     return tuple(bytes([reader]) + data for reader, data in enumerate(found))

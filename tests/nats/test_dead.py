@@ -18,12 +18,14 @@ from typing import Any
 
 import pytest
 
-from executor.core import envelope, seal, subjects
+from executor.core import control, envelope, seal, signature, subjects
 from executor.core.envelope import Draft, Origin, Record
+from executor.core.schedule import Schedule
 from executor.model import Receipt, TaskId, TaskRequest
 from executor.transport.connection import Connection
+from executor.transport.control import Control
 from tests.e2e.command import WAIT_S, Done, Shell
-from tests.servers import NatsServer, connect, run
+from tests.servers import NatsServer, connect, eventually, run
 from tests.support import guests
 from tests.support.served import TENANT, Site
 
@@ -298,6 +300,47 @@ def test_single_failures_do_not_stop_the_rest(site: Site) -> None:
             assert people.code == 14
             assert "10 of 20 dead letters failed" in people.err
             assert people.text.count("the queue had it already") == 10
+
+    run(test())
+
+
+def test_a_firing_that_died_is_asked_for_again(site: Site) -> None:
+    """Its letter holds a sealed schedule: what is asked again is its task, with its input."""
+
+    async def test() -> None:
+        await site.prepare(work=guests.TRAP)
+        life = await site.serve()
+        bucket = Control(await connect(site.server))
+        key = subjects.schedule_key(TENANT, "work", "tick")
+        said = Schedule("@every 1s", input=b"tick", content_type="text/plain", at=1)
+        await bucket.put(key, control.encode("schedule", key, "test", **said.fields()))
+        letter = next(iter((await site.all_ended(1)).values()))
+        assert letter.code == "guest.trap"
+        assert letter.record.origin is not None
+        assert envelope.decode_sealed(letter.record.origin.data).typ == "schedule"
+        await bucket.delete(key)
+        # Mended, and running again before it is asked for.
+        mended = signature.sign_module(
+            guests.described(guests.assemble(guests.ECHO), "work", version="1.0.1"), guests.AUTHOR
+        )
+        await site.release(mended, "work", version="1.0.1")
+        await life.line("release-admitted", version="1.0.1")
+        shell = Shell(site.folder)
+        first, again = [
+            await asyncio.to_thread(shell.call, "dead", "retry", letter.id, "--json")
+            for _ in range(2)
+        ]
+        assert first.code == 0, first.err
+        (asked,), (twice,) = first.objects(), again.objects()
+        assert (asked["of"], asked["id"] == twice["id"]) == (letter.id, True)
+        assert (asked["duplicate"], twice["duplicate"]) == (False, True)
+
+        async def there() -> bool:
+            return asked["id"] in await site.ended()
+
+        await eventually(there)
+        outcome = (await site.ended())[asked["id"]]
+        assert (outcome.code, outcome.output) == ("", b"tick")
 
     run(test())
 

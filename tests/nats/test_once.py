@@ -16,7 +16,7 @@ import pytest
 
 from executor.cli.serving import queue, stream_options
 from executor.client import Client, TaskOutcome
-from executor.core import envelope, subjects
+from executor.core import content, envelope, subjects
 from executor.core.envelope import Draft, Record
 from executor.core.seal import seal
 from executor.model import Delivery, Receipt
@@ -241,7 +241,7 @@ def test_what_stands_in_an_outcomes_place(site: Site, kind: str, what: str) -> N
         body = {
             "garbage": b"\0garbage", "forged": outcome("mine", b"forged", forged=True),
             "of another id": outcome("other", b"moved"),
-            "of the future": envelope.to_msgpack({"v": 3, "typ": kind, "unheard": 1}),
+            "of the future": content.to_msgpack({"v": 3, "typ": kind, "unheard": 1}),
         }[what]  # fmt: skip
         connection = await connect(site.server)
         await leave(connection, "mine", body, kind)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import secrets
+import time
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +122,99 @@ def test_a_disk_that_refuses_costs_a_compilation(tmp_path: Path) -> None:
     cache.put(DIGEST, ENGINE, product())
     assert cache.get(DIGEST, ENGINE) is None
     assert forged == []
+
+
+@pytest.mark.parametrize("kind", ["pipe", "endless", "large", "folder", "elsewhere"])
+def test_what_is_no_file_of_ours_is_a_miss(tmp_path: Path, kind: str) -> None:
+    """Nothing is waited for, followed or read without end; all but a folder is replaced."""
+    cache, forged = make(tmp_path)
+    cache.put(DIGEST, ENGINE, product())
+    path = cache._path(DIGEST, ENGINE)
+    path.unlink()
+    match kind:
+        case "pipe":
+            os.mkfifo(path)
+        case "endless":
+            path.symlink_to("/dev/zero")
+        case "large":
+            with path.open("wb") as file:
+                file.truncate(2**40)
+        case "folder":
+            path.mkdir()
+        case "elsewhere":
+            path.symlink_to(tmp_path / "elsewhere")
+    assert cache.get(DIGEST, ENGINE) is None
+    assert forged == [path.name]
+    cache.put(DIGEST, ENGINE, product())
+    assert (cache.get(DIGEST, ENGINE) is not None) == (kind != "folder")
+
+
+def test_a_part_follows_no_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands where a part is to be written is neither written through nor removed."""
+    cache, _ = make(tmp_path)
+    monkeypatch.setattr(secrets, "token_hex", lambda count: "0" * 2 * count)
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / "cache").mkdir(mode=0o700)
+    part = cache._path(DIGEST, ENGINE).with_suffix("." + "0" * 16)
+    part.symlink_to(victim)
+    cache.put(DIGEST, ENGINE, product())
+    assert (victim.read_text(), part.is_symlink()) == ("precious", True)
+    assert cache.get(DIGEST, ENGINE) is None
+    part.unlink()
+    cache.put(DIGEST, ENGINE, product())
+    assert cache.get(DIGEST, ENGINE) is not None
+
+
+def test_parts_that_were_left_are_evicted(tmp_path: Path) -> None:
+    """Old ones go, young ones count as artifacts do; files of others stay."""
+    cache, _ = make(tmp_path, max_bytes=3_500)
+    folder = tmp_path / "cache"
+    folder.mkdir(mode=0o700)
+    old, young = folder / f"{0:064}.17", folder / f"{1:064}.a0"
+    other = folder / "notes.txt"
+    for path in (old, young, other):
+        path.write_bytes(bytes(2_000))
+    os.utime(old, (1, 1))
+    cache.put("m0", ENGINE, product(bytes(900)))
+    assert [path.exists() for path in (old, young, other)] == [False, True, True]
+    aged = time.time() - 60
+    os.utime(young, (aged, aged))
+    cache.put("m1", ENGINE, product(bytes(900)))
+    assert [path.exists() for path in (young, other)] == [False, True]
+    assert [cache.get(f"m{n}", ENGINE) is not None for n in range(2)] == [True, True]
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o1777])
+def test_a_folder_that_others_can_write(tmp_path: Path, mode: int) -> None:
+    """It is refused at the start, and a cache that becomes one later is done without."""
+    cache, forged = make(tmp_path)
+    folder = tmp_path / "cache"
+    artifacts.check_folder(folder)  # it is made when it is needed
+    cache.put(DIGEST, ENGINE, product())
+    artifacts.check_folder(folder)
+    folder.chmod(mode)
+    with pytest.raises(ExecutorError) as caught:
+        artifacts.check_folder(folder)
+    assert (caught.value.code, "chmod 700" in caught.value.hint) == ("config.invalid", True)
+    assert cache.get(DIGEST, ENGINE) is None
+    cache.put("m0", ENGINE, product())
+    assert (len(list(folder.iterdir())), forged) == (1, [])
+    folder.chmod(0o750)
+    artifacts.check_folder(folder)
+    assert cache.get(DIGEST, ENGINE) is not None
+
+
+async def test_a_start_with_a_folder_that_others_can_write(tmp_path: Path) -> None:
+    """The executor does not start on such a cache."""
+    key = tmp_path / "cache.key"
+    key.write_text(KEY.hex())
+    key.chmod(0o600)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache").chmod(0o777)
+    with pytest.raises(ExecutorError) as caught:
+        Rig(host__cache_key_file=str(key), sandbox__cache_folder=str(tmp_path / "cache"))
+    assert "others can write" in caught.value.detail
 
 
 def test_keys(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from executor.core import envelope
+from executor.core import content
 from tests.support import guests
 from tests.support.rig import Rig
 
@@ -203,5 +203,5 @@ async def test_nothing_is_taken_while_stopped() -> None:
         rig.publish("echo", guests.ECHO)
         await rig.pipeline.stop()
         rig.ask("echo")
-        rig.hand_over(envelope.to_msgpack({}), "task.acme.echo")
+        rig.hand_over(content.to_msgpack({}), "task.acme.echo")
         assert rig.wire.count("nak") == 2

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from executor.core import envelope, signature
+from executor.core import content, envelope, signature
 from executor.core.seal import seal
 from executor.errors import ExecutorError
 from executor.model import TaskRequest
@@ -74,9 +74,9 @@ async def test_deliveries_exhausted() -> None:
         (b"", "message.malformed"),
         (b"\xc1", "message.malformed"),
         (b"{}", "message.malformed"),
-        (envelope.to_msgpack({"v": 1, "typ": "result"}), "message.malformed"),
-        (envelope.to_msgpack({"v": 1, "typ": "task", "x": {}}), "message.malformed"),
-        (envelope.to_msgpack({"v": 3, "typ": "task"}), "message.version-unknown"),
+        (content.to_msgpack({"v": 1, "typ": "result"}), "message.malformed"),
+        (content.to_msgpack({"v": 1, "typ": "task", "x": {}}), "message.malformed"),
+        (content.to_msgpack({"v": 3, "typ": "task"}), "message.version-unknown"),
     ],
 )
 async def test_undecodable(body: bytes, code: str) -> None:

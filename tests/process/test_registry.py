@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -14,12 +16,12 @@ from executor.core import signature
 from executor.core.frames import Compiled
 from executor.errors import ExecutorError
 from executor.supervisor import compiling
-from executor.supervisor.compiling import Compiler, Product
+from executor.supervisor.compiling import Budget, Compiler, Product, Turns
 from executor.supervisor.job import Artifact
 from executor.supervisor.process import sealed_memfd
 from executor.supervisor.zygote import Child
-from tests.support import guests
-from tests.support.rig import TENANT, Rig, make_config
+from tests.support import guests, zoo
+from tests.support.rig import OTHER, TENANT, Rig, make_config
 
 
 def open_descriptors() -> int:
@@ -33,7 +35,7 @@ async def test_admissions_leave_nothing_behind(
 ) -> None:
     """200 modules admitted and retired: artifacts are closed, under one name or under many."""
 
-    async def fast(_: Compiler, module: bytes, **__: int) -> Product:
+    async def fast(_: Compiler, module: bytes, **__: int | str) -> Product:
         fd = sealed_memfd("artifact", module)
         return Product(
             Artifact(fd, len(module), "test"), (("executor:task@1", "input_len", "->i32"),),
@@ -225,3 +227,168 @@ async def test_a_compiler_that_is_killed_blames_nobody_at_first(
         record = await rig.record(rig.ask("echo", b"x"))
         assert record.code == code
         assert len(born) == 2
+
+
+class Told(Turns):
+    """Turns that tell who asked and who was next."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
+        self.asked: list[str] = []
+        self.order: list[str] = []
+        self.all_asked = asyncio.Event()
+
+    @contextlib.asynccontextmanager
+    async def turn(self, tenant: str) -> AsyncIterator[int]:
+        """A turn as ever."""
+        self.asked.append(tenant)
+        if len(self.asked) == 13:
+            self.all_asked.set()
+        async with super().turn(tenant) as place:
+            self.order.append(tenant)
+            yield place
+
+
+async def test_tenants_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dozen modules of one tenant: few compilers at once, and a neighbour's module is next."""
+    running: set[socket.socket] = set()
+    most = 0
+    gate = asyncio.Event()
+    converse = compiling._converse
+
+    async def held(ours: socket.socket, order: bytes) -> Compiled | None:
+        nonlocal most
+        running.add(ours)
+        most = max(most, len(running))
+        await gate.wait()
+        try:
+            return await converse(ours, order)
+        finally:
+            running.discard(ours)
+
+    monkeypatch.setattr(compiling, "_converse", held)
+    async with Rig() as rig:
+        rig.registry._products.clear()
+        rig.registry.compiler.turns = turns = Told(2)
+        for number in range(12):
+            rig.publish(f"many-{number}", guests.ECHO, tenant=OTHER)
+        rig.publish("one", guests.ECHO)
+        admissions = asyncio.gather(*[
+            rig.registry.admit(release.tenant, release.task) for release in rig.shelf.releases()
+        ])  # fmt: skip
+        await turns.all_asked.wait()
+        gate.set()
+        await admissions
+    assert most == 2
+    assert turns.order.index(TENANT) <= 3, turns.order  # behind the two that ran, and one more
+
+
+async def test_turns_that_are_given_up() -> None:
+    """Whoever is cancelled while it waits, or as its turn comes, takes no place with it."""
+    turns = Turns(1)
+
+    async def take(tenant: str) -> None:
+        async with turns.turn(tenant):
+            taken.append(tenant)
+
+    taken: list[str] = []
+    async with turns.turn("a"):
+        tasks = [asyncio.ensure_future(take(tenant)) for tenant in ("a", "b", "b", "c")]
+        await asyncio.wait(tasks, timeout=0)
+        tasks[1].cancel()
+    tasks[0].cancel()  # its turn has come, and it has not heard of it
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert taken == ["b", "c"]
+    assert (turns._free, turns._waiting) == ([0], {})
+
+
+async def test_a_module_beside_bombs_is_compiled() -> None:
+    """What waits and shares the cores with another tenant's bombs is not blamed for that."""
+    async with Rig(sandbox__compile_deadline_ms=1_500) as rig:
+        rig.registry._products.clear()
+        for number in range(4):
+            name = f"bomb-{number}"
+            rig.store(zoo._sign(zoo.MADE["values_time"](name), name), name, tenant=OTHER)
+        rig.publish("innocent", guests.ECHO)
+        bombs = [rig.ask(f"bomb-{number}", tenant=OTHER) for number in range(4)]
+        assert (await rig.record(rig.ask("innocent", b"x"))).output == b"x"
+        for bomb in bombs:
+            assert (await rig.record(bomb)).code == "module.too-complex"
+
+
+async def test_a_host_without_time_blames_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiler that got no CPU time in time is our failure, which passes: no word stays."""
+    forked, converse = Child.forked, compiling._converse
+    stopped = asyncio.Event()
+
+    def stop(child: Child, pid: int, pidfd: int) -> None:
+        forked(child, pid, pidfd)
+        os.kill(pid, signal.SIGSTOP)
+        stopped.set()
+
+    async def late(ours: socket.socket, order: bytes) -> Compiled | None:
+        await stopped.wait()  # or it would have compiled by then
+        return await converse(ours, order)
+
+    async with Rig(sandbox__compile_deadline_ms=100) as rig:
+        rig.registry._products.clear()
+        rig.publish("echo", guests.ECHO)
+        with monkeypatch.context() as patch:
+            patch.setattr(Child, "forked", stop)
+            patch.setattr(compiling, "_converse", late)
+            with pytest.raises(ExecutorError) as caught:
+                await rig.registry.admit(TENANT, "echo")
+        assert caught.value.code == "sandbox.start-failed"
+        assert "CPU time" in caught.value.detail
+        assert rig.registry._refused[TENANT, "echo"].until < float("inf")
+        rig.registry.compiler.standard = Budget()
+        rig.registry._refused.clear()
+        await rig.registry.admit(TENANT, "echo")
+
+
+async def test_an_end_during_a_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is compiled or waits for its turn when the executor ends is given up at once."""
+    begun: list[bytes] = []
+    both = asyncio.Event()
+    converse = compiling._converse
+
+    async def told(ours: socket.socket, order: bytes) -> Compiled | None:
+        begun.append(order)
+        if len(begun) == 2:
+            both.set()
+        return await converse(ours, order)
+
+    monkeypatch.setattr(compiling, "_converse", told)
+    async with Rig() as rig:
+        names = [f"bomb-{number}" for number in range(3)]
+        for name in names:
+            rig.store(zoo._sign(zoo.MADE["values_time"](name), name), name)
+        asked = [asyncio.ensure_future(rig.registry.admit(TENANT, name)) for name in names]
+        compiler = rig.registry.compiler
+        compiler.turns = Turns(2)
+        await both.wait()
+    ends = await asyncio.gather(*asked, return_exceptions=True)
+    assert {type(end) for end in ends} == {asyncio.CancelledError}
+    assert sorted(compiler.turns._free) == [0, 1]
+
+
+async def test_large_is_a_matter_of_the_signer() -> None:
+    """What a `large` signer's caps let through is refused under another's, then and afterwards."""
+    code = guests.assemble(guests.ECHO + "(func (local" + " i32" * 2_000 + "))")
+    module = signature.sign_module(guests.described(code, "big"), guests.AUTHOR)
+    module = signature.sign_module(module, guests.STRANGER)
+    granted = [
+        ('tasks = ["*/*"]', 'tasks = ["acme/*"]\nlarge = true'),
+        ("[[executor]]", f'[[publisher]]\nname = "other"\nkey = "{guests.STRANGER.public.text}"\n'
+         'tasks = ["zebra/*"]\n[[executor]]'),
+    ]  # fmt: skip
+    async with Rig(make_config(replaced=granted)) as rig:
+        rig.store(module, "big")
+        rig.store(module, "big", tenant=OTHER)
+        assert (await rig.record(rig.ask("big", b"x"))).output == b"x"
+        refused = await rig.record(rig.ask("big", b"x", tenant=OTHER))
+        assert (refused.code, "locals" in refused.message) == ("module.too-complex", True)
+        reload(rig, granted[0], granted[1])
+        assert (await rig.record(rig.ask("big", b"x"))).output == b"x"
+        reload(rig)
+        assert (await rig.record(rig.ask("big", b"x"))).code == "module.too-complex"

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from executor.core import envelope, release, seal, subjects
+from executor.core import content, envelope, release, seal, subjects
 from executor.core.envelope import Draft, Origin, Record, Sealed
 from executor.core.seal import ExecutorKey, NotAuthenticError, Opener
 from executor.core.signature import Proof, SecretKey
@@ -168,7 +168,7 @@ def test_any_bytes_are_a_record_or_refused(data: bytes, typ: str) -> None:
 def test_any_bytes_can_be_shown_or_refused(data: bytes) -> None:
     """No output raises anything but its code when a person wants to look inside."""
     with only("message.malformed"):
-        envelope.from_msgpack(data)
+        content.from_msgpack(data)
 
 
 @fixed

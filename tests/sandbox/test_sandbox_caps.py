@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from executor.core import abi
 from executor.core.frames import FRAME_MAX, Answer, Call, encode
 from executor.model import PAYLOAD_MAX
+from executor.sandbox import host
 
 if TYPE_CHECKING:
     from tests.sandbox.conftest import Lab
@@ -204,31 +204,75 @@ def test_endless_random_ends(lab: Lab) -> None:
         ("(call $output_write (i32.const 0) (i32.const 500))", 500),
         ("(call $log_write (i32.const 1) (i32.const 0) (i32.const 500))", 500),
         ("(call $random_fill (i32.const 0) (i32.const 500))", 500),
-        ("(drop (call $kv_put (i32.const 0) (i32.const 3) (i32.const 8) (i32.const 500)))", 500),
+        ("(drop (call $kv_put (i32.const 0) (i32.const 3) (i32.const 8) (i32.const 500)))", 503),
+        ("(drop (call $kv_delete (i32.const 0) (i32.const 3)))", 3),
+        # Bad keys: each is read, and none goes to the mediator; the text of the refusal is taken.
+        ("(drop (call $kv_delete (i32.const 8) (i32.const 500)))", 500),
+        (
+            "(drop (call $kv_delete (i32.const 8) (i32.const 0)))"
+            "(drop (call $take (i32.const 0) (i32.const 5)))",
+            5,
+        ),
     ],
 )
 def test_the_bytes_of_all_calls_have_a_cap(lab: Lab, call: str, size: int) -> None:
     """Ten copies of 500 bytes fit 5,000 and not 4,999, whichever way they go."""
     body = '(data (i32.const 0) "key")' + RUN + repeat(10, call) + "(i32.const 0))"
-    assert lab.run(body, input=bytes(size), call_bytes=10 * size).code == ""
+    whole = lab.run(body, input=bytes(size), call_bytes=10 * size)
+    assert whole.code == ""
     done = lab.run(body, input=bytes(size), call_bytes=10 * size - 1)
-    assert (done.code, done.host_calls) == ("limit.calls-exceeded", 10)
+    assert (done.code, done.host_calls) == ("limit.calls-exceeded", whole.host_calls)
     assert "bytes of calls" in done.message
 
 
+@pytest.mark.parametrize(("length", "counted"), [(500, 500), (65_536, 8_192)])
+def test_what_a_guest_says_of_its_failure_counts(lab: Lab, length: int, counted: int) -> None:
+    """Each `fail` counts what is kept of its text, and above the cap ends the attempt."""
+    fail = f"(call $fail (i32.const 2) (i32.const 0) (i32.const {length}) (i64.const 0))"
+    body = RUN + repeat(10, fail) + "(i32.const 0))"
+    assert lab.run(body, call_bytes=10 * counted).code == "guest.failed"
+    done = lab.run(body, call_bytes=10 * counted - 1)
+    assert (done.code, done.host_calls) == ("limit.calls-exceeded", 10)
+
+
+@pytest.mark.parametrize("cap", [0, 100, 500])
+@pytest.mark.parametrize("take", ["", "(drop (call $take (i32.const 0) (i32.const 500)))"])
+def test_answers_count_when_they_arrive(lab: Lab, cap: int, take: str) -> None:
+    """Ten answers of 500 bytes to a key of 3 count once: wherever they went, taken or not."""
+    lab.kv.data[b"key"] = bytes(500)
+    ask = f"(drop (call $kv_get (i32.const 600) (i32.const 3) (i32.const 0) (i32.const {cap})))"
+    body = '(data (i32.const 600) "key")' + RUN + repeat(10, ask + take) + "(i32.const 0))"
+    whole = lab.run(body, call_bytes=5_030)
+    assert (whole.code, len(lab.kv.calls)) == ("", 10)
+    done = lab.run(body, call_bytes=5_029)
+    assert (done.code, dict(done.facts)["last_call"]) == ("limit.calls-exceeded", "kv_get")
+
+
+def test_texts_of_errors_count_when_they_arrive(lab: Lab) -> None:
+    """What the mediator says of a call that failed counts as its answer does."""
+    lab.kv.status, lab.kv.error_text = abi.NOT_FOUND, bytes(100)
+    ask = "(drop (call $kv_delete (i32.const 600) (i32.const 3)))"
+    body = '(data (i32.const 600) "key")' + RUN + repeat(10, ask) + "(i32.const 0))"
+    assert lab.run(body, call_bytes=1_030).code == ""
+    assert lab.run(body, call_bytes=1_029).code == "limit.calls-exceeded"
+
+
 @pytest.mark.covers("capability.deadline-exceeded")
-def test_the_time_in_calls_has_a_cap(lab: Lab) -> None:
+def test_the_time_in_calls_has_a_cap(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """A guest that waits in calls beyond its share ends, and not at the guest's cost."""
+    now_ns = 0
 
     def slow(call: Call) -> Answer:
-        end = time.monotonic_ns() + 3_000_000
-        while time.monotonic_ns() < end:
-            pass
+        nonlocal now_ns
+        now_ns += 3_000_000
         return Answer(call.seq, call.ordinal, 0, b"")
 
+    # A clock that goes on in calls alone: what else this machine does is not counted.
+    monkeypatch.setattr(host, "perf_counter_ns", lambda: now_ns)
     ask = "(drop (call $kv_get (i32.const 0) (i32.const 3) (i32.const 0) (i32.const 0)))"
     body = '(data (i32.const 0) "key")' + RUN + repeat(8, ask) + "(i32.const 0))"
-    done = lab.run(body, mediate=slow, host_ms=4)
-    assert (done.code, done.host_calls) == ("capability.deadline-exceeded", 2)
-    assert done.host_us > 4_000
-    assert lab.run(body, mediate=slow, host_ms=60_000).code == ""
+    done = lab.run(body, mediate=slow, host_ms=23)
+    assert (done.code, done.host_calls) == ("capability.deadline-exceeded", 8)
+    assert done.host_us == 24_000
+    assert lab.run(body, mediate=slow, host_ms=5).host_calls == 2
+    assert lab.run(body, mediate=slow, host_ms=24).code == ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgpack
 import pytest
 
-from executor.core import envelope
+from executor.core import content
 from executor.errors import ExecutorError
 
 
@@ -21,7 +21,7 @@ def nested(depth: int) -> bytes:
 )
 def test_values_read_back(value: object) -> None:
     """What JSON can hold, and bytes, travel unchanged."""
-    assert envelope.from_msgpack(envelope.to_msgpack(value)) == value
+    assert content.from_msgpack(content.to_msgpack(value)) == value
 
 
 @pytest.mark.parametrize(
@@ -41,12 +41,12 @@ def test_values_read_back(value: object) -> None:
 def test_what_cannot_be_shown_is_refused(data: bytes) -> None:
     """A hostile output is refused before it costs memory or overflows a renderer's stack."""
     with pytest.raises(ExecutorError) as caught:
-        envelope.from_msgpack(data)
+        content.from_msgpack(data)
     assert caught.value.code == "message.malformed"
 
 
 def test_bounds_are_inclusive() -> None:
     """31 lists round a value, and 20 000 items, are still shown."""
-    assert envelope.from_msgpack(nested(31))
+    assert content.from_msgpack(nested(31))
     items = [[0] * 9_999, {str(n): 0 for n in range(9_999)}]
-    assert envelope.from_msgpack(envelope.to_msgpack(items)) == items
+    assert content.from_msgpack(content.to_msgpack(items)) == items

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from executor.core import release
-from executor.core.envelope import to_msgpack
+from executor.core.content import to_msgpack
 from executor.errors import ExecutorError
 from executor.model import Digest, Release
 

@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from executor.core import control, envelope, schedule, subjects
+from executor.core import content, control, envelope, schedule, subjects
 from executor.core.envelope import Origin, Sealed
 from executor.core.schedule import Firing, Schedule
 from executor.core.signature import Proof
@@ -121,7 +121,7 @@ def test_every_field_of_a_firing_is_checked(changes: dict[str, object]) -> None:
     fields: dict[str, object] = {"at": 7, "input": b"", "ct": "", "expires_ms": 0}
     fields = {name: value for name, value in (fields | changes).items() if value is not ...}
     with pytest.raises(ExecutorError) as caught:
-        read(envelope.to_msgpack(fields))
+        read(content.to_msgpack(fields))
     assert caught.value.code == "message.malformed"
 
 

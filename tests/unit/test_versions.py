@@ -7,7 +7,7 @@ from typing import Final
 
 import pytest
 
-from executor.core import control, envelope, release, seal
+from executor.core import content, control, envelope, release, seal
 from executor.core.envelope import Origin, Record, Sealed
 from executor.core.seal import ExecutorKey, NotAuthenticError, Opener
 from executor.errors import ExecutorError
@@ -144,12 +144,12 @@ def test_another_version_is_named_as_such(version: int) -> None:
         assert caught.value.code == "message.version-unknown"
         assert "versions 1 to 2" in caught.value.detail
     with pytest.raises(ExecutorError) as caught:
-        read_task(envelope.to_msgpack({"v": version, "typ": "task", "more": 1}))
+        read_task(content.to_msgpack({"v": version, "typ": "task", "more": 1}))
     assert caught.value.code == "message.version-unknown"
 
 
 def test_either_version_of_a_task_is_read() -> None:
     """A submitter that says 2 is understood; what it may say is the same."""
     fields = {"typ": "task", "aud": "dev/task.acme.hello", "id": "a", "input": b"x"}
-    first, second = (read_task(envelope.to_msgpack({"v": v, **fields})) for v in (1, 2))
+    first, second = (read_task(content.to_msgpack({"v": v, **fields})) for v in (1, 2))
     assert first == second
