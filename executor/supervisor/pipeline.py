@@ -215,6 +215,9 @@ class Pipeline:
         """A job that has not run, or whose sandbox died under another one, comes back."""
         if job.settled or job.ended:
             return
+        if self._draining:
+            self._give_back(job)
+            return
         if job.instead is not None:
             self._start(job, self._fall_back(job, job.instead))
             return
@@ -415,7 +418,7 @@ class Pipeline:
         for task, job in list(self._slow.items()):
             task.cancel()
             self._give_back(job)
-        for job in self.pool.take_waiting():
+        for job in self.pool.take_unstarted():
             self._give_back(job)
         try:
             async with asyncio.timeout(deadline_s):

@@ -3,10 +3,11 @@
 A fixed number of slots; a sandbox serves one tenant for life and holds the modules it was born
 with. A slot goes through
 
-    free → starting → ready → retiring (ends what it has, takes nothing new) → free
+    free → starting → ready → retiring (takes nothing new) → leaving (ends what runs) → free
 
 and any death leads to free. What a dying sandbox had not ended is dispatched again, except the
-attempt that ran.
+attempt that ran. So a tenant cannot keep a slot that another waits for by what it has queued in
+it: that is taken back, and costs nobody anything.
 """
 
 from __future__ import annotations
@@ -116,6 +117,14 @@ class Pool:
         self._queues.clear()
         return jobs
 
+    def take_unstarted(self) -> list[Job]:
+        """Remove and return what has not begun, and let each sandbox end what runs in it."""
+        jobs = self.take_waiting()
+        for sandbox in list(self._sandboxes):
+            jobs += sandbox.leave(shown=True)
+            self._if_done(sandbox)
+        return jobs
+
     def drop(self, job: Job) -> None:
         """Forget a job whose lease was lost: unqueue it, or end the sandbox that runs it."""
         queue = self._queues.get(job.request.tenant)
@@ -142,9 +151,9 @@ class Pool:
             self._start(tenant, None)
 
     def retire_all(self) -> None:
-        """Let every sandbox end what it has and replace it: policy or trust changed."""
+        """Let every sandbox end what runs and replace it: policy or trust changed."""
         for sandbox in list(self._sandboxes):
-            self._retire(sandbox)
+            self._make_leave(sandbox)
 
     def retire_module(self, digest: str) -> None:
         """End the sandboxes that hold a module, now."""
@@ -236,7 +245,8 @@ class Pool:
             host_ms=limits.host_ms,
         ))  # fmt: skip
         if sandbox.attempts >= self.attempts_per_sandbox_max:
-            self._retire(sandbox)
+            # Nobody waits for its slot, or it is told to leave: what it has it may end.
+            sandbox.retiring = True
 
     # Slots.
 
@@ -251,7 +261,7 @@ class Pool:
             case Start():
                 self._start(tenant, job)
             case Retire(sandbox):
-                self._retire(sandbox)
+                self._make_leave(sandbox, tenant)
             case Wait(seconds) if seconds:
                 self._pump_soon(seconds)
 
@@ -281,9 +291,12 @@ class Pool:
         self.started += 1
         self._sandboxes.append(sandbox)
 
-    def _retire(self, sandbox: SandboxProcess) -> None:
-        sandbox.retiring = True
-        if not sandbox.outstanding:
+    def _make_leave(self, sandbox: SandboxProcess, successor: str = "") -> None:
+        sandbox.leave(successor)
+        self._if_done(sandbox)
+
+    def _if_done(self, sandbox: SandboxProcess) -> None:
+        if sandbox.done:
             sandbox.kill("", "retired")
 
     def _start_failed(self, tenant: str, detail: str, code: str = "sandbox.start-failed") -> None:
@@ -350,8 +363,7 @@ class Pool:
         return max(known, default=0.0)
 
     def _after(self, sandbox: SandboxProcess) -> None:
-        if sandbox.retiring and not sandbox.outstanding:
-            sandbox.kill("", "retired")
+        self._if_done(sandbox)
         if self._queues:
             self._pump_soon()
 

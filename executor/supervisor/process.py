@@ -99,7 +99,10 @@ class SandboxProcess(asyncio.Protocol):
     loop: asyncio.AbstractEventLoop
     zygote: Zygote
     slot: int = 0
-    retiring: bool = False
+    retiring: bool = False  # it takes nothing new
+    leaving: bool = False  # and ends before what lies behind `ends_after`
+    successor: str = ""  # the tenant that it makes way for, if it does for one
+    ends_after: int = 0
     ready: bool = False
     layers: tuple[str, ...] = ()
     engine: str = ""
@@ -187,6 +190,27 @@ class SandboxProcess(asyncio.Protocol):
         seq, started = self._status[0], self._status[1] / 1e9
         now = time.monotonic()
         return min(started, now) if self._jobs.get(seq) is job else now
+
+    def leave(self, successor: str = "", *, shown: bool = False) -> list[Job]:
+        """End as soon as what runs has ended; what is not started, in order.
+
+        What runs is the oldest attempt without an end: to believe the page would let a sandbox
+        choose how long it stays. With `shown` what the page names may end too, as ends of short
+        attempts wait in the sandbox until the next one ends: for who has a bound of its own.
+        """
+        self.retiring = True
+        if not self.leaving:
+            self.leaving, self.successor = True, successor
+            self.ends_after = next(iter(self._jobs), 0)
+            if shown:
+                self.ends_after = max(self.ends_after, self._running())
+        return [job for seq, job in self._jobs.items() if seq > self.ends_after]
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended all that it may end."""
+        first = next(iter(self._jobs), 0)
+        return self.retiring and (not first or (self.leaving and first > self.ends_after))
 
     def run(self, job: Job, run: Run) -> None:
         """Send an attempt; what one loop turn sends travels in one write."""
