@@ -245,6 +245,8 @@ class Pipeline:
 
     async def on_call(self, job: Job, call: Call) -> Answer:
         """8a: a mediated call of a running attempt."""
+        if job.settled or job.ended:
+            return Answer(call.seq, call.ordinal, abi.DENIED, b"it is over")
         try:
             return await self.mediator.serve(job, call)
         except Exception as error:  # noqa: BLE001 - the guest must not wait for its deadline

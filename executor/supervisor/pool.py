@@ -133,6 +133,8 @@ class Pool:
         for sandbox in self._sandboxes:
             if sandbox.runs(job):
                 sandbox.kill("", "the lease of what it ran was lost")
+            else:
+                self._skip(sandbox)
 
     def cancel(self, job: Job) -> bool:
         """Stop a job: True when it runs and its sandbox ends with it, which settles it."""
@@ -143,6 +145,8 @@ class Pool:
             if sandbox.runs(job):
                 sandbox.kill("task.cancelled", "cancelled", guilty=job.seq)
                 return True
+            if sandbox.head is job:
+                sandbox.kill("", "what comes next in it was cancelled")
         return False
 
     def warm(self, tenant: str) -> None:
@@ -364,11 +368,24 @@ class Pool:
 
     def _after(self, sandbox: SandboxProcess) -> None:
         self._if_done(sandbox)
+        self._skip(sandbox)
         if self._queues:
             self._pump_soon()
 
+    def _skip(self, sandbox: SandboxProcess) -> None:
+        """End a sandbox whose turn it is to run what is over: cancelled, lost or given back.
+
+        It cannot be told to leave one out. What else lies in it is dispatched again.
+        """
+        head = sandbox.head
+        if head is not None and (head.ended or head.settled):
+            sandbox.kill("", "what comes next in it is over")
+
     def on_call(self, sandbox: SandboxProcess, job: Job, call: Call) -> None:
         """Hand a call to the mediator; its answer comes when it comes."""
+        if job.ended or job.settled:
+            sandbox.kill("", "what runs in it is over")
+            return
         job.started_at = sandbox.started_at(job)
 
         async def serve() -> None:

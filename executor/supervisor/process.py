@@ -181,6 +181,11 @@ class SandboxProcess(asyncio.Protocol):
             return True
         return len(self._jobs) < tasks and self._conversation.outstanding_bytes + size <= most_bytes
 
+    @property
+    def head(self) -> Job | None:
+        """The oldest attempt without an end: what runs, or comes next."""
+        return next(iter(self._jobs.values()), None)
+
     def runs(self, job: Job) -> bool:
         """Whether `job` is what runs now, as far as the status page can be believed."""
         return self._jobs.get(self._running()) is job
@@ -279,7 +284,9 @@ class SandboxProcess(asyncio.Protocol):
             case Failed():
                 self._failed = frame
             case Call():
-                self.owner.on_call(self, self._jobs[frame.seq], frame)
+                # What is about to die may run again: it must not act twice for that.
+                if self._cause is None:
+                    self.owner.on_call(self, self._jobs[frame.seq], frame)
             case Done():
                 # The one sign of life: bytes and calls cost an attacker nothing.
                 self._last_sign = time.monotonic()
