@@ -38,6 +38,8 @@ LAST_CALLS_MAX: Final = 8
 # In place of a call's error number: it had not returned.
 UNRETURNED: Final = 1
 
+# The text of an answer that would go beyond `Run.call_bytes`.
+_SPENT: Final = b"the bytes of its calls are spent"
 _LENGTH: Final = struct.Struct(">I")
 # What a record can hold: a sandbox must not make a number that nobody can read back.
 _INT_MAX: Final = 2**53 - 1
@@ -373,6 +375,8 @@ class Conversation:
         self._failed = False
         self._calls = 0
         self._call_open = False
+        self._said_bytes = 0  # values of the head's calls
+        self._told_bytes = 0  # and of the answers to them
 
     @property
     def head(self) -> Run | None:
@@ -402,10 +406,18 @@ class Conversation:
         return encode(run)
 
     def answer(self, answer: Answer) -> bytes:
-        """The bytes that answer the open Call."""
-        if not self._call_open or self.head is None or answer.seq != self.head.seq:
+        """The bytes that answer the open Call.
+
+        Once the attempt has had its bytes of answers it gets no more of them. An honest sandbox
+        ends it at the answer that goes beyond, unless the guest had no room for that one.
+        """
+        head = self.head
+        if not self._call_open or head is None or answer.seq != head.seq:
             raise RuntimeError("no such call is open")
         self._call_open = False
+        if answer.status > 0 and self._said_bytes + self._told_bytes > head.call_bytes:
+            answer = Answer(answer.seq, answer.ordinal, abi.TOO_LARGE, _SPENT)
+        self._told_bytes += len(answer.data)
         return encode(answer)
 
     def receive(self, data: bytes) -> Iterator[Ready | Failed | Call | Done]:
@@ -438,6 +450,10 @@ class Conversation:
             raise _violation("a call that is not mediated")
         if call.ordinal != self._calls or self._calls >= head.mediated_calls:
             raise _violation("a call out of order or over its number")
+        # A sandbox counts what it copies before it asks; keys it does not, their number is bound.
+        self._said_bytes += len(call.value)
+        if self._said_bytes > head.call_bytes:
+            raise _violation("more bytes of calls than their limit")
         self._calls += 1
         self._call_open = True
 
@@ -447,12 +463,22 @@ class Conversation:
             raise _violation("an end without its attempt")
         if done.code and done.code not in GUEST_CODES:
             raise _violation("a code that a sandbox may not claim")
-        if len(done.output) > head.output_bytes:
-            raise _violation("more output than its limit")
+        if (
+            len(done.output) > head.output_bytes
+            or done.fuel_used > head.fuel
+            or done.memory_bytes > head.memory_bytes
+            or done.host_calls > head.calls
+        ):
+            raise _violation("more output, fuel, memory or calls than their limit")
+        # A line is a call, whether it is kept or dropped.
+        if len(done.logs) > head.log_lines or done.log_dropped > head.calls:
+            raise _violation("more lines of log than their limit")
+        if done.logs and sum(len(text.encode()) for _, text in done.logs) > head.log_bytes:
+            raise _violation("more bytes of log than their limit")
         if done.last_calls and not done.code:
             raise _violation("last calls of a result")
         self._bytes -= len(self._queue.popleft().input)
-        self._calls = 0
+        self._calls = self._said_bytes = self._told_bytes = 0
 
 
 # What a process may say of its own beginning.

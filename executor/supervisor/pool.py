@@ -16,7 +16,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 from executor.core.fairness import AGE_FUEL
@@ -345,6 +345,7 @@ class Pool:
     def on_done(self, sandbox: SandboxProcess, job: Job, done: Done) -> None:
         """An attempt ended by itself."""
         admitted = admitted_of(job)
+        done = _within(done, int((time.monotonic() - job.dispatched_at) * 1e6))
         self._learn(admitted.key, (done.guest_us + done.host_us) / 1e6, done.fuel_used)
         self.slots.shares.charge(job.request.tenant, done.fuel_used - job.charged)
         self._after(sandbox)
@@ -420,6 +421,14 @@ class Pool:
             self._start_failed(sandbox.tenant, death.detail, death.code)
         if not self._closing:
             self._pump_soon()
+
+
+def _within(done: Done, elapsed_us: int) -> Done:
+    """The end of an attempt, with no more time than went by since it was sent."""
+    if done.guest_us + done.host_us <= elapsed_us:
+        return done
+    guest_us = min(done.guest_us, elapsed_us)
+    return replace(done, guest_us=guest_us, host_us=min(done.host_us, elapsed_us - guest_us))
 
 
 def _to_blame(death: Death, jobs: Sequence[Job]) -> int:

@@ -109,6 +109,8 @@ class SandboxProcess(asyncio.Protocol):
     attempts: int = 0
     born: float = field(default_factory=time.monotonic)
     _jobs: dict[int, Job] = field(default_factory=dict)
+    _queued: int = 0  # bytes ever handed over to be sent
+    _answered: int = 0  # of which the last answer was the end
     _conversation: Conversation = field(default_factory=Conversation)
     _unsent: list[bytes] = field(default_factory=list)
     _cause: Death | None = None
@@ -133,7 +135,7 @@ class SandboxProcess(asyncio.Protocol):
                 ours.close()
                 raise
         ours.setblocking(False)
-        self._unsent.append(encode(load))
+        self._queue(encode(load))
         self._connecting = self.loop.create_task(self._connect(ours))
         self._arm(_START_S)
 
@@ -232,6 +234,7 @@ class SandboxProcess(asyncio.Protocol):
         """Answer the open call, unless its attempt is gone."""
         if answer.seq in self._jobs and self._exited is None and self._cause is None:
             self._queue(self._conversation.answer(answer))
+            self._answered = self._queued
 
     def kill(self, code: str, detail: str, *, guilty: int = 0,
              facts: tuple[tuple[str, str | int], ...] = ()) -> None:  # fmt: skip
@@ -254,6 +257,8 @@ class SandboxProcess(asyncio.Protocol):
             return  # what a condemned process still says is not believed
         try:
             for frame in self._conversation.receive(data):
+                if self._answered:
+                    self._check_read()
                 self._handle(frame)
         except ExecutorError as error:
             head = self._conversation.head
@@ -292,10 +297,21 @@ class SandboxProcess(asyncio.Protocol):
                 self._last_sign = time.monotonic()
                 self.owner.on_done(self, self._jobs.pop(frame.seq), frame)
 
+    def _check_read(self) -> None:
+        """Refuse who goes on while a part of its answer is still on our side, unread by anybody.
+
+        Else it could make us hold an answer for every call that it may make.
+        """
+        kept = self._transport.get_write_buffer_size() + sum(map(len, self._unsent))
+        if self._queued - kept < self._answered:
+            raise ExecutorError("sandbox.protocol-violation", "it left an answer unread")
+        self._answered = 0
+
     def _queue(self, data: bytes) -> None:
         if not self._unsent:
             self.loop.call_soon(self._flush)
         self._unsent.append(data)
+        self._queued += len(data)
 
     def _flush(self) -> None:
         transport = getattr(self, "_transport", None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from dataclasses import replace
@@ -12,9 +13,10 @@ import pytest
 from executor.core import abi
 from executor.core.frames import FRAME_MAX, Answer, Call, Compiled, Frame, Load, Ready, encode
 from executor.core.layers import REQUIRED
+from executor.model import PAYLOAD_MAX
 from tests.support import guests
 from tests.support.puppet import Puppets, done
-from tests.support.rig import OTHER, Rig
+from tests.support.rig import OTHER, TENANT, Rig
 
 SHORT = (("deadline_ms", 100),)
 
@@ -48,6 +50,11 @@ ILLEGAL: dict[str, tuple[Frame | bytes, ...]] = {
     "an end inside a call": (Call(1, 0, "kv_get", b"gate", b""), done(1)),
     "two calls at once": (Call(1, 0, "kv_get", b"gate", b""), Call(1, 1, "kv_get", b"gate", b"")),
     "more output than allowed": (done(1, bytes(1025)),),
+    "more fuel than allowed": (replace(done(1), fuel_used=2**53 - 1),),
+    "more memory than allowed": (replace(done(1), memory_bytes=2**53 - 1),),
+    "more host calls than allowed": (replace(done(1), host_calls=2**53 - 1),),
+    "more bytes of log than allowed": (replace(done(1), logs=((1, "x" * 4096),) * 17),),
+    "more dropped lines than calls": (replace(done(1), log_dropped=2**53 - 1),),
     "last calls of a result": (replace(done(1), last_calls=(("take", 0),)),),
     "a last call that is none": (replace(done(1, code="guest.trap"), last_calls=(("open", 0),)),),
     "too many last calls": (replace(done(1, code="guest.trap"), last_calls=(("take", 0),) * 9),),
@@ -78,6 +85,73 @@ async def test_illegal_frames(puppets: Puppets, name: str) -> None:
             run = await heir.run()
             await heir.send(done(run.seq, run.input))
         await rig.settle_down()
+
+
+async def test_bytes_of_calls_are_bounded_here(puppets: Puppets) -> None:
+    """A sandbox that does not count what it sends is stopped at the limit: the rest never acts."""
+    async with Rig(limits__call_max_mib=1) as rig:
+        rig.publish("probe", guests.KV)
+        rig.ask("probe")
+        puppet = await puppets.ready()
+        run = await puppet.run()
+        half = bytes(run.call_bytes // 2)
+        for ordinal in range(2):
+            await puppet.send(Call(run.seq, ordinal, "kv_put", b"big", half))
+            assert (await puppet.answer()).status == 0
+        await puppet.send(Call(run.seq, 2, "kv_put", b"big", b"x"))
+        await puppet.ended.wait()
+        assert (await rig.put_off()).history[-1].code == "sandbox.protocol-violation"
+        assert len(rig.buckets.asked) == 2
+
+
+async def test_answers_that_nobody_reads(puppets: Puppets) -> None:
+    """A sandbox that asks on without reading is ended: one answer is all that is held for it."""
+    async with Rig() as rig:
+        rig.publish("hold", guests.HOLD)
+        await rig.buckets.kv(TENANT).put("own/big", bytes(PAYLOAD_MAX))
+        rig.ask("hold")
+        puppet = await puppets.ready()
+        run = await puppet.run()
+        with contextlib.suppress(OSError):
+            for ordinal in range(run.mediated_calls):
+                asked = len(rig.buckets.asked)
+                await puppet.send(Call(run.seq, ordinal, "kv_get", b"big", b""))
+                await rig.until(lambda asked=asked: (
+                    len(rig.buckets.asked) > asked or rig.journal.of("sandbox.died")
+                ))  # fmt: skip
+        await puppet.ended.wait()
+        assert (await rig.put_off()).history[-1].code == "sandbox.protocol-violation"
+        assert [f["detail"] for f in rig.journal.of("sandbox.died")] == ["it left an answer unread"]
+        gets = [key for _, function, key in rig.buckets.asked if function == "get"]
+        assert gets == ["own/big"]
+
+
+async def test_answers_that_are_read(puppets: Puppets) -> None:
+    """The harmless twin: as many large answers, each one read before the next call."""
+    async with Rig(limits__call_max_mib=64) as rig:
+        rig.publish("hold", guests.HOLD)
+        await rig.buckets.kv(TENANT).put("own/big", bytes(PAYLOAD_MAX))
+        request = rig.ask("hold")
+        puppet = await puppets.ready()
+        run = await puppet.run()
+        for ordinal in range(run.mediated_calls):
+            await puppet.send(Call(run.seq, ordinal, "kv_get", b"big", b""))
+            assert (await puppet.answer()).status == PAYLOAD_MAX
+        await puppet.send(done(run.seq))
+        assert (await rig.record(request)).code == ""
+
+
+async def test_times_are_at_most_what_went_by(puppets: Puppets) -> None:
+    """A sandbox cannot put more time into a signed receipt than its attempt was away."""
+    async with Rig() as rig:
+        rig.publish("echo", guests.ECHO)
+        request = rig.ask("echo")
+        began = time.monotonic()
+        puppet = await puppets.ready()
+        run = await puppet.run()
+        await puppet.send(replace(done(run.seq), guest_us=2**53 - 1, host_us=2**53 - 1))
+        receipt = (await rig.record(request)).receipt
+        assert receipt.guest_us + receipt.host_us <= (time.monotonic() - began) * 1e6
 
 
 async def test_the_second_violation_is_a_dead_letter(puppets: Puppets) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgpack
 import pytest
 
-from executor.core import frames
+from executor.core import abi, frames
 from executor.core.frames import (
     Answer,
     Call,
@@ -321,6 +321,17 @@ LEGAL: Final[dict[str, tuple[Frame, tuple[Callable[[], Conversation], ...]]]] = 
     "code of nobody": (replace(DONE, code="guest.unheard"), ()),
     "output at its limit": (replace(DONE, output=bytes(100)), (running, answered)),
     "output above its limit": (replace(DONE, output=bytes(101)), ()),
+    "fuel above its limit": (replace(DONE, fuel_used=2), ()),
+    "memory above its limit": (replace(DONE, memory_bytes=3), ()),
+    "host calls at their limit": (replace(DONE, host_calls=7), (running, answered)),
+    "host calls above their limit": (replace(DONE, host_calls=8), ()),
+    "log at its limits": (
+        replace(DONE, logs=((1, "\N{POUND SIGN}x"), (1, "xx"), *[(0, "")] * 4), log_dropped=7),
+        (running, answered),
+    ),
+    "more lines of log": (replace(DONE, logs=((0, ""),) * 7), ()),
+    "more bytes of log": (replace(DONE, logs=((1, "\N{POUND SIGN}xx"), (1, "xx"))), ()),
+    "more dropped lines than calls": (replace(DONE, log_dropped=8), ()),
     "failure with its last calls": (
         replace(DONE, code="guest.trap", last_calls=(("take", 0),)),
         (running, answered),
@@ -373,6 +384,37 @@ def test_calls_are_counted_per_attempt() -> None:
     list(talk.receive(frames.encode(DONE)))
     second = replace(CALL, seq=2)
     assert list(talk.receive(frames.encode(second))) == [second]
+
+
+@pytest.mark.covers("sandbox.protocol-violation")
+def test_bytes_of_calls_are_counted_per_attempt() -> None:
+    """An attempt sends as many bytes as its limit; the next one counts from 0 again."""
+    run = replace(RUN, call_bytes=10, mediated_calls=9)
+    put = replace(CALL, function="kv_put", value=bytes(5))
+    talk = ready()
+    talk.run(run)
+    talk.run(replace(run, seq=2))
+    for seq, count in ((1, 2), (2, 2)):
+        for ordinal in range(count):
+            assert list(talk.receive(frames.encode(replace(put, seq=seq, ordinal=ordinal))))
+            talk.answer(Answer(seq, ordinal, 0, b""))
+        if seq == 1:
+            list(talk.receive(frames.encode(DONE)))
+    with pytest.raises(ExecutorError, match="more bytes of calls"):
+        list(talk.receive(frames.encode(replace(put, seq=2, ordinal=2, value=b"x"))))
+
+
+def test_bytes_of_answers_are_bounded() -> None:
+    """The answer that goes beyond the limit is the last one with a value; others still come."""
+    talk = ready()
+    talk.run(replace(RUN, call_bytes=10, mediated_calls=9))
+    spent = frames.encode(Answer(1, 2, abi.TOO_LARGE, b"the bytes of its calls are spent"))
+    for ordinal, answer in enumerate((
+        Answer(1, 0, 6, bytes(6)), Answer(1, 1, 6, bytes(6)), Answer(1, 2, 6, bytes(6)),
+        Answer(1, 3, 0, b""), Answer(1, 4, abi.NOT_FOUND, b"not found"),
+    )):  # fmt: skip
+        list(talk.receive(frames.encode(replace(CALL, ordinal=ordinal))))
+        assert talk.answer(answer) == (spent if ordinal == 2 else frames.encode(answer))
 
 
 def test_an_attempt_without_calls_may_make_none() -> None:
