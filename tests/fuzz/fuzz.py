@@ -48,7 +48,7 @@ def promised(error: ExecutorError, *codes: str) -> bool:
 # Frames. The first byte chooses the state of the conversation, the second where the rest is cut.
 
 STATES: Final = ("starting", "idle", "running", "calling", "queued")
-RUN: Final = Run(1, 0, b"in", 1, 1, 1, 64, 8, 1, 4, 4, call_bytes=64)
+RUN: Final = Run(1, 0, b"in", 1, 1, 1, 64, 8, 1, 4, 4, call_bytes=8192)
 
 
 def conversation(state: str) -> Conversation:
@@ -140,10 +140,16 @@ def frames_corpus() -> Corpus:
         ("running", [frames.Load(((3, ("kv_get",)),))]),
         ("running", [frames.Compiled((("m", "n", "->"),), (("e", "->"),), 1, 1, "engine")]),
         ("running", [frames.Rejected("module.invalid", "no")]),
+        # Too large to be decoded unseen.
+        ("running", [Call(1, 0, "kv_put", b"key", bytes(5_000)), done(1)]),
     ]
-    return tuple(
-        bytes([STATES.index(state), 255]) + b"".join(map(frames.encode, sent))
-        for state, sent in said
+    nested = b"\x92\x05\xdc\x03\xe8" + (b"\x95" + b"\x90" * 5) * 1_000
+    return (
+        *(
+            bytes([STATES.index(state), 255]) + b"".join(map(frames.encode, sent))
+            for state, sent in said
+        ),
+        bytes([STATES.index("running"), 255]) + len(nested).to_bytes(4, "big") + nested,
     )
 
 

@@ -228,6 +228,48 @@ def test_other_bytes_are_no_frame(data_: bytes) -> None:
     assert violation(data_)
 
 
+@pytest.mark.parametrize("frame", LARGEST, ids=lambda frame: type(frame).__name__)
+def test_the_largest_frames_have_the_shape_of_a_frame(frame: Frame) -> None:
+    """The pass before the decoder lets through all that is legal, small frames too."""
+    frames._check_shape(body_of(frame))
+
+
+def large(*values: bytes) -> bytes:
+    """A body of these values that is not small, by an input of 8 KiB at its end."""
+    return bytes([0x90 + len(values) + 1]) + b"".join(values) + b"\xc5\x20\x00" + bytes(8 * KIB)
+
+
+@pytest.mark.covers("sandbox.protocol-violation")
+@pytest.mark.parametrize(
+    "body",
+    [
+        large(b"\x04", b"\x91" * 4 + b"\x01"), large(b"\x05", b"\xdc\x03\xe8" + b"\x01" * 1000),
+        large(b"\x04", b"\x81\x01\x01"), large(b"\x04", b"\xd4\x01\x01"),
+        large(b"\x04", b"\xc1"), large(b"\x04", b"\xdd\xff\xff\xff\xff"),
+        large(b"\x04", b"\xc6\xff\xff\xff\xff"), large(b"\x04", b"\xdb\xff\xff\xff\xff"),
+        large(b"\x0e"), large(b"\x04", b"\x01") + b"\0", large(b"\x04", b"\x01")[:-1],
+        large(b"\xcc\x04"), large(b"\x05", b"\x99" + (b"\xda\x80\x00" + b"x" * 32 * KIB) * 9),
+        b"\xc1" * 5_000, b"\x00" * 5_000, b"\xdd\xff\xff\xff\xff\x05" + b"\x90" * 5_000,
+    ],
+    ids=[
+        "deep", "many", "map", "ext type", "never used byte", "4 G items", "4 GB of bytes",
+        "4 GB of text", "unknown kind", "trailing byte", "cut short", "kind of another spelling",
+        "much text", "no array", "a number", "4 G items around it",
+    ],
+)  # fmt: skip
+def test_a_large_body_is_judged_before_it_is_built(
+    body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What no frame can look like costs the supervisor a look at it and no object."""
+
+    def unpackb(*_: object, **__: object) -> None:
+        raise AssertionError("it reached the decoder")
+
+    monkeypatch.setattr(msgpack, "unpackb", unpackb)
+    assert len(body) > 4 * KIB
+    assert violation(body) == "not a frame"
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 100, 10_000])
 def test_chunks_do_not_matter(size: int) -> None:
     """Frames are the same however the stream is cut."""
