@@ -46,6 +46,8 @@ _STARTS_MAX: Final = 3
 # A sandbox that dies without saying who ran costs nobody anything so often; then the first in line
 # is blamed, or one that hides it could be started again for ever.
 _STRANDED_MAX: Final = 2
+# How often idle sandboxes are looked at: one that works then is in somebody's hands.
+IDLE_LOOK_S: Final = 5.0
 # Mean times of modules that are kept; beyond, all are learned anew.
 _MEANS_MAX: Final = 1_000
 _SECONDS_MIN: Final = 1e-6
@@ -93,6 +95,7 @@ class Pool:
     _pumping: bool = False
     _failures: dict[str, tuple[int, float]] = field(default_factory=dict)  # count, not before
     _closing: bool = False
+    _watch: asyncio.TimerHandle | None = None
     _calls: set[asyncio.Task[None]] = field(default_factory=set)
     _empty: asyncio.Event = field(default_factory=asyncio.Event)
     started: int = 0
@@ -168,6 +171,8 @@ class Pool:
     async def close(self) -> None:
         """End all sandboxes at once and wait until they are gone."""
         self._closing = True
+        if self._watch is not None:
+            self._watch.cancel()
         for sandbox in list(self._sandboxes):
             sandbox.kill("", "closing")
         while self._sandboxes:
@@ -220,6 +225,8 @@ class Pool:
         key = admitted_of(job).key
         mean = self._means.get(key)
         window = max(2, min(WINDOW_TASKS, int(_WINDOW_S / mean.seconds))) if mean else 2
+        if job.alone:
+            window = 1
         size = len(job.request.input)
         best: SandboxProcess | None = None
         for sandbox in self._sandboxes:
@@ -294,6 +301,13 @@ class Pool:
             return
         self.started += 1
         self._sandboxes.append(sandbox)
+        if self._watch is None:
+            self._watch = asyncio.get_running_loop().call_later(IDLE_LOOK_S, self._look_at_idle)
+
+    def _look_at_idle(self) -> None:
+        for sandbox in self._sandboxes:
+            sandbox.check_idle()
+        self._watch = asyncio.get_running_loop().call_later(IDLE_LOOK_S, self._look_at_idle)
 
     def _make_leave(self, sandbox: SandboxProcess, successor: str = "") -> None:
         sandbox.leave(successor)
@@ -405,7 +419,7 @@ class Pool:
         if death.code:
             self.owner.on_event("sandbox.died", tenant=sandbox.tenant, pid=sandbox.pid,
                                 code=death.code, detail=death.detail)  # fmt: skip
-        guilty = _to_blame(death, jobs)
+        guilty, seqs = _to_blame(death, jobs), {job.seq for job in jobs}
         for job in jobs:
             # What it really used died with it; by the clock, it is near enough.
             burnt = (time.monotonic() - job.dispatched_at) * AGE_FUEL if job.seq == guilty else 0.0
@@ -416,6 +430,8 @@ class Pool:
                     job, killed(job, death.code, facts, sandbox.engine, sandbox.containment)
                 )
             elif not self._closing:
+                # Nobody could tell who ran: next time there is only one that can have.
+                job.alone |= bool(death.code) and death.guilty not in seqs
                 self.owner.on_again(job)
         if not death.ready and death.code:
             self._start_failed(sandbox.tenant, death.detail, death.code)

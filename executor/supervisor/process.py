@@ -36,6 +36,8 @@ _LINGER_S: Final = 0.5
 # second.
 _START_S: Final = 20.0
 _SIZE_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+# One tick may be a rest of the attempt before.
+_IDLE_TICKS: Final = 1
 # What a sandbox may hold beside its guest's memory: frames, Python's own, tables.
 _DATA_BYTES: Final = 96 * MIB
 
@@ -111,6 +113,7 @@ class SandboxProcess(asyncio.Protocol):
     _jobs: dict[int, Job] = field(default_factory=dict)
     _queued: int = 0  # bytes ever handed over to be sent
     _answered: int = 0  # of which the last answer was the end
+    _idle: tuple[int, int] | None = None  # attempts and CPU time at the last look, if idle then
     _conversation: Conversation = field(default_factory=Conversation)
     _unsent: list[bytes] = field(default_factory=list)
     _cause: Death | None = None
@@ -181,7 +184,11 @@ class SandboxProcess(asyncio.Protocol):
             return False
         if not self._jobs:
             return True
-        return len(self._jobs) < tasks and self._conversation.outstanding_bytes + size <= most_bytes
+        return (
+            len(self._jobs) < tasks
+            and self._conversation.outstanding_bytes + size <= most_bytes
+            and not next(iter(self._jobs.values())).alone
+        )
 
     @property
     def head(self) -> Job | None:
@@ -339,6 +346,27 @@ class SandboxProcess(asyncio.Protocol):
         head = self._conversation.head
         return head.seq if head is not None and seq else 0
 
+    def _culprit(self) -> int:
+        """What runs, if the page and the order of attempts agree on it; 0: nobody can tell.
+
+        An end may wait in the sandbox while the next attempt runs. But the page may also name an
+        innocent one that only lies here, so it is not believed against the order.
+        """
+        seq, running = self._status[0], self._running()
+        head = self._conversation.head
+        return running if seq and head is not None and running == head.seq else 0
+
+    def check_idle(self) -> None:
+        """End a sandbox that works while it has nothing to do: whatever it does is not ours."""
+        if not self.ready or self._jobs or self._cause is not None or self._exited is not None:
+            self._idle = None
+            return
+        before, self._idle = self._idle, (self.attempts, cpu_ticks(self.pid))
+        if before is None or before[0] != self.attempts:
+            return
+        if self._idle[1] - before[1] > _IDLE_TICKS:
+            self.kill("sandbox.protocol-violation", "it works though it has nothing to do")
+
     def _on_timer(self) -> None:
         self._timer = None
         if self._exited is not None:
@@ -360,16 +388,21 @@ class SandboxProcess(asyncio.Protocol):
         waits = [*deadlines, silent_at - now]
         seq, started = self._status[0], self._status[1] / 1e9
         job = self._jobs.get(seq)
+        lie = ""
         if job is not None and self._status[0] == seq:
             left = started + job.limits.deadline_ms / 1000 - now
-            if left <= 0:
-                self.kill("limit.deadline-exceeded", f"{job.limits.deadline_ms} ms", guilty=seq)
+            if started < job.dispatched_at:
+                lie = "it began before it was sent"
+            elif left <= 0:
+                detail = f"{job.limits.deadline_ms} ms"
+                self.kill("limit.deadline-exceeded", detail, guilty=self._culprit())
                 return
             waits.append(left)
         if now >= silent_at:
+            lie = "no sign of life"
+        if lie:
             head = self._conversation.head
-            self.kill("sandbox.protocol-violation", "no sign of life",
-                      guilty=head.seq if head else 0)  # fmt: skip
+            self.kill("sandbox.protocol-violation", lie, guilty=head.seq if head else 0)
             return
         self._arm(max(min(waits), 0.001))
 
@@ -416,7 +449,17 @@ class SandboxProcess(asyncio.Protocol):
             failed = self._failed or Failed("sandbox.start-failed", detail)
             return Death(failed.code, failed.message, 0, ready=False)
         code = "killed" if status == -signal.SIGKILL else "crashed"
-        return Death(f"sandbox.{code}", detail, self._running(), ready=True)
+        return Death(f"sandbox.{code}", detail, self._culprit(), ready=True)
+
+
+def cpu_ticks(pid: int) -> int:
+    """CPU time of a process in ticks of the kernel; 0 if it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return 0
+    return int(fields[11]) + int(fields[12])
 
 
 def ended(status: int) -> str:

@@ -14,6 +14,8 @@ from executor.core import abi
 from executor.core.frames import FRAME_MAX, Answer, Call, Compiled, Frame, Load, Ready, encode
 from executor.core.layers import REQUIRED
 from executor.model import PAYLOAD_MAX
+from executor.supervisor import pool
+from executor.supervisor.process import cpu_ticks
 from tests.support import guests
 from tests.support.puppet import Puppets, done
 from tests.support.rig import OTHER, TENANT, Rig
@@ -291,7 +293,7 @@ async def test_a_deadline_kill_with_an_idle_page_is_not_free_for_ever(puppets: P
             while True:
                 puppet = await puppets.ready()
                 run = await puppet.run()
-                puppet.show(run.seq, started_s=time.monotonic() - 1)
+                puppet.show(run.seq)
                 (sandbox,) = rig.sandboxes()
                 while sandbox._cause is None:  # noqa: ASYNC110 - no event tells of it
                     await asyncio.sleep(0)
@@ -302,6 +304,91 @@ async def test_a_deadline_kill_with_an_idle_page_is_not_free_for_ever(puppets: P
         assert again.history[-1].code == "limit.deadline-exceeded"
         assert puppets.count <= 4
         attack.cancel()
+
+
+async def test_a_start_before_it_was_sent(puppets: Puppets) -> None:
+    """A page with a start that cannot be is a lie of what runs; whom it names does not pay."""
+    async with Rig() as rig:
+        rig.publish("echo", guests.ECHO)
+        hostile, innocent = rig.ask("echo", b"1", limits=SHORT), rig.ask("echo", b"2", limits=SHORT)
+        puppet = await puppets.ready()
+        await puppet.run()
+        puppet.show((await puppet.run()).seq, started_s=1.0)
+        await puppet.ended.wait()
+        again = await rig.put_off()
+        assert (again.id, again.history[-1].code) == (hostile.id, "sandbox.protocol-violation")
+        heir = await puppets.ready()
+        run = await heir.run()
+        await heir.send(done(run.seq, run.input))
+        assert (await rig.record(innocent)).output == b"2"
+
+
+@pytest.mark.parametrize("end", ["deadline", "crash"])
+async def test_nobody_is_blamed_on_the_word_of_the_page(puppets: Puppets, end: str) -> None:
+    """Where the page names another than the one in turn, each runs alone; then guilt is plain."""
+    async with Rig() as rig:
+        rig.publish("echo", guests.ECHO)
+        hostile, innocent = rig.ask("echo", b"1", limits=SHORT), rig.ask("echo", b"2", limits=SHORT)
+        puppet = await puppets.ready()
+        runs = [await puppet.run() for _ in range(2)]
+        for attempt in range(2):
+            puppet.show(runs[-1].seq)
+            if end == "crash":
+                puppet.child.kill()
+            await puppet.ended.wait()
+            if attempt == 0:
+                assert not rig.wire.published("later")
+                puppet = await puppets.ready()
+                runs = [await puppet.run()]
+                assert runs[0].input == b"1"
+                assert rig.pool.statistics() | {"running": 1, "waiting": 1} == rig.pool.statistics()
+        again = await rig.put_off()
+        assert again.id == hostile.id
+        code = {"deadline": "limit.deadline-exceeded", "crash": "sandbox.killed"}[end]
+        assert again.history[-1].code == code
+        heir = await puppets.ready()
+        run = await heir.run()
+        await heir.send(done(run.seq, run.input))
+        assert (await rig.record(innocent)).output == b"2"
+
+
+async def test_a_sandbox_that_works_for_itself(
+    puppets: Puppets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CPU time of a sandbox without work is somebody else's work: it ends, and nobody pays."""
+    monkeypatch.setattr(pool, "IDLE_LOOK_S", 0.05)
+    async with Rig() as rig:
+        rig.publish("echo", guests.ECHO)
+        request = rig.ask("echo", b"x")
+        puppet = await puppets.ready()
+        run = await puppet.run()
+        await puppet.send(done(run.seq, run.input))
+        await rig.record(request)
+        # This process takes its place in /proc, and works while it waits.
+        monkeypatch.setattr(puppet.child, "pid", os.getpid())
+        async with asyncio.timeout(30):
+            while not puppet.ended.is_set():
+                sum(range(10_000))
+                await asyncio.sleep(0)
+        await rig.until(lambda: rig.journal.of("sandbox.died"))
+        assert rig.journal.of("sandbox.died")[0]["code"] == "sandbox.protocol-violation"
+        assert rig.journal.security() == ["illegal-frame"]
+        assert not rig.wire.published("later")
+
+
+async def test_an_idle_sandbox_is_left_alone() -> None:
+    """The harmless twin: a sandbox that sleeps until there is work stays, however often we look."""
+    async with Rig() as rig:
+        rig.publish("echo", guests.ECHO)
+        await rig.record(rig.ask("echo", b"x"))
+        (sandbox,) = rig.sandboxes()
+        before = cpu_ticks(os.getpid())
+        while cpu_ticks(os.getpid()) < before + 20:
+            sandbox.check_idle()
+        assert sandbox._idle is not None
+        assert sandbox._cause is None
+        assert (await rig.record(rig.ask("echo", b"y"))).output == b"y"
+        assert rig.pool.started == 1
 
 
 async def test_an_end_that_arrives_with_the_kill_counts(puppets: Puppets) -> None:
