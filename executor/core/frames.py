@@ -38,6 +38,8 @@ LAST_CALLS_MAX: Final = 8
 # In place of a call's error number: it had not returned.
 UNRETURNED: Final = 1
 
+# The text of an answer that would go beyond `Run.call_bytes`.
+_SPENT: Final = b"the bytes of its calls are spent"
 _LENGTH: Final = struct.Struct(">I")
 # What a record can hold: a sandbox must not make a number that nobody can read back.
 _INT_MAX: Final = 2**53 - 1
@@ -208,6 +210,8 @@ Frame = (
 )  # fmt: skip
 
 Check = Callable[[Any], bool]
+# Of a check of lists: how many values are in one at most, and how deep they nest.
+_EXTENTS: Final[dict[Check, tuple[int, int]]] = {}
 
 
 def _int(low: int, high: int) -> Check:
@@ -243,6 +247,12 @@ def _list(count: int, *item: Check) -> Check:
             for row in value
         )
 
+    inner = [_EXTENTS.get(ok, (1, 0)) for ok in item]
+    row = len(item) > 1
+    _EXTENTS[check] = (
+        1 + count * (sum(items for items, _ in inner) + row),
+        1 + row + max(depth for _, depth in inner),
+    )
     return check
 
 
@@ -278,6 +288,96 @@ _FRAMES: Final[tuple[tuple[type, tuple[Check, ...]], ...]] = (
     (Exited, (_SEQ, _int(-255, 255))),
 )  # fmt: skip
 
+# Values in a frame of each kind at most, its own array among them, and how deep arrays nest.
+_SHAPES: Final = tuple(
+    (
+        2 + sum(_EXTENTS.get(check, (1, 0))[0] for check in checks),
+        1 + max(_EXTENTS.get(check, (1, 0))[1] for check in checks),
+    )
+    for _, checks in _FRAMES
+)
+# Bytes of text in a frame: as Python holds it, one wide character makes them four times as many.
+_TEXT_MAX: Final = FRAME_MAX - PAYLOAD_MAX
+# Up to here the values that a body can be made of are few enough to be built unseen.
+_SMALL: Final = 4 * KIB
+
+
+def _first_bytes() -> tuple[int, ...]:
+    """What each first byte of a value stands for: so many bytes follow, or one of the below."""
+    found = [_ILLEGAL] * 256
+    for byte in (*range(0x80), *range(0xE0, 0x100), 0xC0, 0xC2, 0xC3):
+        found[byte] = 0
+    for byte, size in zip((0xCA, 0xCB, *range(0xCC, 0xD4)), (4, 8, *(1, 2, 4, 8) * 2), strict=True):
+        found[byte] = size
+    for width, data, text in ((1, 0xC4, 0xD9), (2, 0xC5, 0xDA), (4, 0xC6, 0xDB)):
+        found[data], found[text] = _DATA - width, _TEXT - width
+    for byte in range(0x20):
+        found[0xA0 + byte] = _TEXT
+    for byte in range(0x10):
+        found[0x90 + byte] = _ARRAY
+    found[0xDC], found[0xDD] = _ARRAY - 2, _ARRAY - 4
+    return tuple(found)
+
+
+# Minus the bytes of the length that follows; none: it is in the lower bits. Maps and types of
+# anybody's own are illegal.
+_ILLEGAL: Final = -100
+_ARRAY: Final = -30
+_TEXT: Final = -20
+_DATA: Final = -10
+_FIRST_BYTES: Final = _first_bytes()
+# Where a frame's kind stands, by the first byte of the frame's array.
+_KIND_PLACES: Final = {**dict.fromkeys(range(0x90, 0xA0), 1), 0xDC: 3, 0xDD: 5}
+
+
+def _check_shape(body: bytes) -> None:
+    """Refuse what is no frame by its shape, before any of it is built.
+
+    Errors  `sandbox.protocol-violation`.
+    """
+    kind = body[_KIND_PLACES.get(body[0], 0)]
+    if kind >= len(_FRAMES):
+        raise _violation("not a frame")
+    items, depth = _SHAPES[kind]
+    text = FRAME_MAX if kind == _KINDS[Compiled] else _TEXT_MAX
+    place, size = 0, len(body)
+    left = [1]  # values to come, in each array that is open
+    while left:
+        if not left[-1]:
+            left.pop()
+            continue
+        left[-1] -= 1
+        items -= 1
+        if items < 0 or place >= size:
+            raise _violation("not a frame")
+        byte = body[place]
+        place += 1
+        skip = _FIRST_BYTES[byte]
+        if skip < 0:
+            width = -skip % 10
+            if skip == _ILLEGAL:
+                raise _violation("not a frame")
+            length = (
+                int.from_bytes(body[place : place + width], "big")
+                if width
+                else byte & (0x0F if skip == _ARRAY else 0x1F)
+            )
+            place += width
+            if skip <= _ARRAY:
+                left.append(length)
+                if length > items or len(left) > depth + 1:
+                    raise _violation("not a frame")
+                continue
+            if skip <= _TEXT:
+                text -= length
+                if text < 0:
+                    raise _violation("not a frame")
+            skip = length
+        place += skip
+    if place != size:
+        raise _violation("not a frame")
+
+
 _KINDS: Final = {cls: kind for kind, (cls, _) in enumerate(_FRAMES)}
 _FIELD_NAMES: Final = {cls: tuple(f.name for f in fields(cls)) for cls, _ in _FRAMES}
 
@@ -303,6 +403,8 @@ def decode(body: bytes) -> Frame:
 
     Errors  `sandbox.protocol-violation`.
     """
+    if len(body) > _SMALL:
+        _check_shape(body)
     try:
         values = msgpack.unpackb(
             body, raw=False, use_list=True, strict_map_key=True,
@@ -345,7 +447,8 @@ class Reader:
                 end = start + _LENGTH.size + size
                 if len(self._buffer) < end:
                     break
-                body = bytes(self._buffer[start + _LENGTH.size : end])
+                with memoryview(self._buffer) as view:  # a slice of the buffer would be a copy
+                    body = bytes(view[start + _LENGTH.size : end])
                 start = end
                 yield decode(body)
         finally:
@@ -373,6 +476,8 @@ class Conversation:
         self._failed = False
         self._calls = 0
         self._call_open = False
+        self._said_bytes = 0  # values of the head's calls
+        self._told_bytes = 0  # and of the answers to them
 
     @property
     def head(self) -> Run | None:
@@ -402,10 +507,18 @@ class Conversation:
         return encode(run)
 
     def answer(self, answer: Answer) -> bytes:
-        """The bytes that answer the open Call."""
-        if not self._call_open or self.head is None or answer.seq != self.head.seq:
+        """The bytes that answer the open Call.
+
+        Once the attempt has had its bytes of answers it gets no more of them. An honest sandbox
+        ends it at the answer that goes beyond, unless the guest had no room for that one.
+        """
+        head = self.head
+        if not self._call_open or head is None or answer.seq != head.seq:
             raise RuntimeError("no such call is open")
         self._call_open = False
+        if answer.status > 0 and self._said_bytes + self._told_bytes > head.call_bytes:
+            answer = Answer(answer.seq, answer.ordinal, abi.TOO_LARGE, _SPENT)
+        self._told_bytes += len(answer.data)
         return encode(answer)
 
     def receive(self, data: bytes) -> Iterator[Ready | Failed | Call | Done]:
@@ -438,6 +551,10 @@ class Conversation:
             raise _violation("a call that is not mediated")
         if call.ordinal != self._calls or self._calls >= head.mediated_calls:
             raise _violation("a call out of order or over its number")
+        # A sandbox counts what it copies before it asks; keys it does not, their number is bound.
+        self._said_bytes += len(call.value)
+        if self._said_bytes > head.call_bytes:
+            raise _violation("more bytes of calls than their limit")
         self._calls += 1
         self._call_open = True
 
@@ -447,12 +564,22 @@ class Conversation:
             raise _violation("an end without its attempt")
         if done.code and done.code not in GUEST_CODES:
             raise _violation("a code that a sandbox may not claim")
-        if len(done.output) > head.output_bytes:
-            raise _violation("more output than its limit")
+        if (
+            len(done.output) > head.output_bytes
+            or done.fuel_used > head.fuel
+            or done.memory_bytes > head.memory_bytes
+            or done.host_calls > head.calls
+        ):
+            raise _violation("more output, fuel, memory or calls than their limit")
+        # A line is a call, whether it is kept or dropped.
+        if len(done.logs) > head.log_lines or done.log_dropped > head.calls:
+            raise _violation("more lines of log than their limit")
+        if done.logs and sum(len(text.encode()) for _, text in done.logs) > head.log_bytes:
+            raise _violation("more bytes of log than their limit")
         if done.last_calls and not done.code:
             raise _violation("last calls of a result")
         self._bytes -= len(self._queue.popleft().input)
-        self._calls = 0
+        self._calls = self._said_bytes = self._told_bytes = 0
 
 
 # What a process may say of its own beginning.

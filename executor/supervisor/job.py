@@ -99,6 +99,7 @@ class Job:
     unavailable: str = ""  # the function whose service the mediator found down
     unavailable_ms: int = -1  # for how long yet, where its breaker knows
     stranded: int = 0  # sandboxes that died with it first in line and did not say who ran
+    alone: bool = False  # nothing may lie behind or before it: who died with it could not be told
     ended: bool = False  # how it ends is decided; what an attempt still says does not count
     settled: bool = False  # no longer ours: published and acked, given back, or lost
     instead: Instead | None = None  # what its fallback stands in for

@@ -219,6 +219,9 @@ class Pipeline:
         """A job that has not run, or whose sandbox died under another one, comes back."""
         if job.settled or job.ended:
             return
+        if self._draining:
+            self._give_back(job)
+            return
         if job.instead is not None:
             self._start(job, self._fall_back(job, job.instead))
             return
@@ -246,6 +249,8 @@ class Pipeline:
 
     async def on_call(self, job: Job, call: Call) -> Answer:
         """8a: a mediated call of a running attempt."""
+        if job.settled or job.ended:
+            return Answer(call.seq, call.ordinal, abi.DENIED, b"it is over")
         try:
             return await self.mediator.serve(job, call)
         except Exception as error:  # noqa: BLE001 - the guest must not wait for its deadline
@@ -420,7 +425,7 @@ class Pipeline:
         for task, job in list(self._slow.items()):
             task.cancel()
             self._give_back(job)
-        for job in self.pool.take_waiting():
+        for job in self.pool.take_unstarted():
             self._give_back(job)
         try:
             async with asyncio.timeout(deadline_s):

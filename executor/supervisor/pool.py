@@ -3,10 +3,11 @@
 A fixed number of slots; a sandbox serves one tenant for life and holds the modules it was born
 with. A slot goes through
 
-    free → starting → ready → retiring (ends what it has, takes nothing new) → free
+    free → starting → ready → retiring (takes nothing new) → leaving (ends what runs) → free
 
 and any death leads to free. What a dying sandbox had not ended is dispatched again, except the
-attempt that ran.
+attempt that ran. So a tenant cannot keep a slot that another waits for by what it has queued in
+it: that is taken back, and costs nobody anything.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 from executor.core.fairness import AGE_FUEL
@@ -45,6 +46,8 @@ _STARTS_MAX: Final = 3
 # A sandbox that dies without saying who ran costs nobody anything so often; then the first in line
 # is blamed, or one that hides it could be started again for ever.
 _STRANDED_MAX: Final = 2
+# How often idle sandboxes are looked at: one that works then is in somebody's hands.
+IDLE_LOOK_S: Final = 5.0
 # Mean times of modules that are kept; beyond, all are learned anew.
 _MEANS_MAX: Final = 1_000
 _SECONDS_MIN: Final = 1e-6
@@ -92,6 +95,7 @@ class Pool:
     _pumping: bool = False
     _failures: dict[str, tuple[int, float]] = field(default_factory=dict)  # count, not before
     _closing: bool = False
+    _watch: asyncio.TimerHandle | None = None
     _calls: set[asyncio.Task[None]] = field(default_factory=set)
     _empty: asyncio.Event = field(default_factory=asyncio.Event)
     started: int = 0
@@ -116,6 +120,14 @@ class Pool:
         self._queues.clear()
         return jobs
 
+    def take_unstarted(self) -> list[Job]:
+        """Remove and return what has not begun, and let each sandbox end what runs in it."""
+        jobs = self.take_waiting()
+        for sandbox in list(self._sandboxes):
+            jobs += sandbox.leave(shown=True)
+            self._if_done(sandbox)
+        return jobs
+
     def drop(self, job: Job) -> None:
         """Forget a job whose lease was lost: unqueue it, or end the sandbox that runs it."""
         queue = self._queues.get(job.request.tenant)
@@ -124,6 +136,8 @@ class Pool:
         for sandbox in self._sandboxes:
             if sandbox.runs(job):
                 sandbox.kill("", "the lease of what it ran was lost")
+            else:
+                self._skip(sandbox)
 
     def cancel(self, job: Job) -> bool:
         """Stop a job: True when it runs and its sandbox ends with it, which settles it."""
@@ -134,6 +148,8 @@ class Pool:
             if sandbox.runs(job):
                 sandbox.kill("task.cancelled", "cancelled", guilty=job.seq)
                 return True
+            if sandbox.head is job:
+                sandbox.kill("", "what comes next in it was cancelled")
         return False
 
     def warm(self, tenant: str) -> None:
@@ -142,9 +158,9 @@ class Pool:
             self._start(tenant, None)
 
     def retire_all(self) -> None:
-        """Let every sandbox end what it has and replace it: policy or trust changed."""
+        """Let every sandbox end what runs and replace it: policy or trust changed."""
         for sandbox in list(self._sandboxes):
-            self._retire(sandbox)
+            self._make_leave(sandbox)
 
     def retire_module(self, digest: str) -> None:
         """End the sandboxes that hold a module, now."""
@@ -155,6 +171,8 @@ class Pool:
     async def close(self) -> None:
         """End all sandboxes at once and wait until they are gone."""
         self._closing = True
+        if self._watch is not None:
+            self._watch.cancel()
         for sandbox in list(self._sandboxes):
             sandbox.kill("", "closing")
         while self._sandboxes:
@@ -207,6 +225,8 @@ class Pool:
         key = admitted_of(job).key
         mean = self._means.get(key)
         window = max(2, min(WINDOW_TASKS, int(_WINDOW_S / mean.seconds))) if mean else 2
+        if job.alone:
+            window = 1
         size = len(job.request.input)
         best: SandboxProcess | None = None
         for sandbox in self._sandboxes:
@@ -236,7 +256,8 @@ class Pool:
             host_ms=limits.host_ms,
         ))  # fmt: skip
         if sandbox.attempts >= self.attempts_per_sandbox_max:
-            self._retire(sandbox)
+            # Nobody waits for its slot, or it is told to leave: what it has it may end.
+            sandbox.retiring = True
 
     # Slots.
 
@@ -251,7 +272,7 @@ class Pool:
             case Start():
                 self._start(tenant, job)
             case Retire(sandbox):
-                self._retire(sandbox)
+                self._make_leave(sandbox, tenant)
             case Wait(seconds) if seconds:
                 self._pump_soon(seconds)
 
@@ -280,10 +301,20 @@ class Pool:
             return
         self.started += 1
         self._sandboxes.append(sandbox)
+        if self._watch is None:
+            self._watch = asyncio.get_running_loop().call_later(IDLE_LOOK_S, self._look_at_idle)
 
-    def _retire(self, sandbox: SandboxProcess) -> None:
-        sandbox.retiring = True
-        if not sandbox.outstanding:
+    def _look_at_idle(self) -> None:
+        for sandbox in self._sandboxes:
+            sandbox.check_idle()
+        self._watch = asyncio.get_running_loop().call_later(IDLE_LOOK_S, self._look_at_idle)
+
+    def _make_leave(self, sandbox: SandboxProcess, successor: str = "") -> None:
+        sandbox.leave(successor)
+        self._if_done(sandbox)
+
+    def _if_done(self, sandbox: SandboxProcess) -> None:
+        if sandbox.done:
             sandbox.kill("", "retired")
 
     def _start_failed(self, tenant: str, detail: str, code: str = "sandbox.start-failed") -> None:
@@ -328,6 +359,7 @@ class Pool:
     def on_done(self, sandbox: SandboxProcess, job: Job, done: Done) -> None:
         """An attempt ended by itself."""
         admitted = admitted_of(job)
+        done = _within(done, int((time.monotonic() - job.dispatched_at) * 1e6))
         self._learn(admitted.key, (done.guest_us + done.host_us) / 1e6, done.fuel_used)
         self.slots.shares.charge(job.request.tenant, done.fuel_used - job.charged)
         self._after(sandbox)
@@ -350,13 +382,25 @@ class Pool:
         return max(known, default=0.0)
 
     def _after(self, sandbox: SandboxProcess) -> None:
-        if sandbox.retiring and not sandbox.outstanding:
-            sandbox.kill("", "retired")
+        self._if_done(sandbox)
+        self._skip(sandbox)
         if self._queues:
             self._pump_soon()
 
+    def _skip(self, sandbox: SandboxProcess) -> None:
+        """End a sandbox whose turn it is to run what is over: cancelled, lost or given back.
+
+        It cannot be told to leave one out. What else lies in it is dispatched again.
+        """
+        head = sandbox.head
+        if head is not None and (head.ended or head.settled):
+            sandbox.kill("", "what comes next in it is over")
+
     def on_call(self, sandbox: SandboxProcess, job: Job, call: Call) -> None:
         """Hand a call to the mediator; its answer comes when it comes."""
+        if job.ended or job.settled:
+            sandbox.kill("", "what runs in it is over")
+            return
         job.started_at = sandbox.started_at(job)
 
         async def serve() -> None:
@@ -375,7 +419,7 @@ class Pool:
         if death.code:
             self.owner.on_event("sandbox.died", tenant=sandbox.tenant, pid=sandbox.pid,
                                 code=death.code, detail=death.detail)  # fmt: skip
-        guilty = _to_blame(death, jobs)
+        guilty, seqs = _to_blame(death, jobs), {job.seq for job in jobs}
         for job in jobs:
             # What it really used died with it; by the clock, it is near enough.
             burnt = (time.monotonic() - job.dispatched_at) * AGE_FUEL if job.seq == guilty else 0.0
@@ -386,11 +430,21 @@ class Pool:
                     job, killed(job, death.code, facts, sandbox.engine, sandbox.containment)
                 )
             elif not self._closing:
+                # Nobody could tell who ran: next time there is only one that can have.
+                job.alone |= bool(death.code) and death.guilty not in seqs
                 self.owner.on_again(job)
         if not death.ready and death.code:
             self._start_failed(sandbox.tenant, death.detail, death.code)
         if not self._closing:
             self._pump_soon()
+
+
+def _within(done: Done, elapsed_us: int) -> Done:
+    """The end of an attempt, with no more time than went by since it was sent."""
+    if done.guest_us + done.host_us <= elapsed_us:
+        return done
+    guest_us = min(done.guest_us, elapsed_us)
+    return replace(done, guest_us=guest_us, host_us=min(done.host_us, elapsed_us - guest_us))
 
 
 def _to_blame(death: Death, jobs: Sequence[Job]) -> int:

@@ -36,6 +36,8 @@ _LINGER_S: Final = 0.5
 # second.
 _START_S: Final = 20.0
 _SIZE_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+# One tick may be a rest of the attempt before.
+_IDLE_TICKS: Final = 1
 # What a sandbox may hold beside its guest's memory: frames, Python's own, tables.
 _DATA_BYTES: Final = 96 * MIB
 
@@ -99,13 +101,19 @@ class SandboxProcess(asyncio.Protocol):
     loop: asyncio.AbstractEventLoop
     zygote: Zygote
     slot: int = 0
-    retiring: bool = False
+    retiring: bool = False  # it takes nothing new
+    leaving: bool = False  # and ends before what lies behind `ends_after`
+    successor: str = ""  # the tenant that it makes way for, if it does for one
+    ends_after: int = 0
     ready: bool = False
     layers: tuple[str, ...] = ()
     engine: str = ""
     attempts: int = 0
     born: float = field(default_factory=time.monotonic)
     _jobs: dict[int, Job] = field(default_factory=dict)
+    _queued: int = 0  # bytes ever handed over to be sent
+    _answered: int = 0  # of which the last answer was the end
+    _idle: tuple[int, int] | None = None  # attempts and CPU time at the last look, if idle then
     _conversation: Conversation = field(default_factory=Conversation)
     _unsent: list[bytes] = field(default_factory=list)
     _cause: Death | None = None
@@ -130,7 +138,7 @@ class SandboxProcess(asyncio.Protocol):
                 ours.close()
                 raise
         ours.setblocking(False)
-        self._unsent.append(encode(load))
+        self._queue(encode(load))
         self._connecting = self.loop.create_task(self._connect(ours))
         self._arm(_START_S)
 
@@ -176,7 +184,16 @@ class SandboxProcess(asyncio.Protocol):
             return False
         if not self._jobs:
             return True
-        return len(self._jobs) < tasks and self._conversation.outstanding_bytes + size <= most_bytes
+        return (
+            len(self._jobs) < tasks
+            and self._conversation.outstanding_bytes + size <= most_bytes
+            and not next(iter(self._jobs.values())).alone
+        )
+
+    @property
+    def head(self) -> Job | None:
+        """The oldest attempt without an end: what runs, or comes next."""
+        return next(iter(self._jobs.values()), None)
 
     def runs(self, job: Job) -> bool:
         """Whether `job` is what runs now, as far as the status page can be believed."""
@@ -187,6 +204,27 @@ class SandboxProcess(asyncio.Protocol):
         seq, started = self._status[0], self._status[1] / 1e9
         now = time.monotonic()
         return min(started, now) if self._jobs.get(seq) is job else now
+
+    def leave(self, successor: str = "", *, shown: bool = False) -> list[Job]:
+        """End as soon as what runs has ended; what is not started, in order.
+
+        What runs is the oldest attempt without an end: to believe the page would let a sandbox
+        choose how long it stays. With `shown` what the page names may end too, as ends of short
+        attempts wait in the sandbox until the next one ends: for who has a bound of its own.
+        """
+        self.retiring = True
+        if not self.leaving:
+            self.leaving, self.successor = True, successor
+            self.ends_after = next(iter(self._jobs), 0)
+            if shown:
+                self.ends_after = max(self.ends_after, self._running())
+        return [job for seq, job in self._jobs.items() if seq > self.ends_after]
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended all that it may end."""
+        first = next(iter(self._jobs), 0)
+        return self.retiring and (not first or (self.leaving and first > self.ends_after))
 
     def run(self, job: Job, run: Run) -> None:
         """Send an attempt; what one loop turn sends travels in one write."""
@@ -203,6 +241,7 @@ class SandboxProcess(asyncio.Protocol):
         """Answer the open call, unless its attempt is gone."""
         if answer.seq in self._jobs and self._exited is None and self._cause is None:
             self._queue(self._conversation.answer(answer))
+            self._answered = self._queued
 
     def kill(self, code: str, detail: str, *, guilty: int = 0,
              facts: tuple[tuple[str, str | int], ...] = ()) -> None:  # fmt: skip
@@ -225,6 +264,8 @@ class SandboxProcess(asyncio.Protocol):
             return  # what a condemned process still says is not believed
         try:
             for frame in self._conversation.receive(data):
+                if self._answered:
+                    self._check_read()
                 self._handle(frame)
         except ExecutorError as error:
             head = self._conversation.head
@@ -255,16 +296,29 @@ class SandboxProcess(asyncio.Protocol):
             case Failed():
                 self._failed = frame
             case Call():
-                self.owner.on_call(self, self._jobs[frame.seq], frame)
+                # What is about to die may run again: it must not act twice for that.
+                if self._cause is None:
+                    self.owner.on_call(self, self._jobs[frame.seq], frame)
             case Done():
                 # The one sign of life: bytes and calls cost an attacker nothing.
                 self._last_sign = time.monotonic()
                 self.owner.on_done(self, self._jobs.pop(frame.seq), frame)
 
+    def _check_read(self) -> None:
+        """Refuse who goes on while a part of its answer is still on our side, unread by anybody.
+
+        Else it could make us hold an answer for every call that it may make.
+        """
+        kept = self._transport.get_write_buffer_size() + sum(map(len, self._unsent))
+        if self._queued - kept < self._answered:
+            raise ExecutorError("sandbox.protocol-violation", "it left an answer unread")
+        self._answered = 0
+
     def _queue(self, data: bytes) -> None:
         if not self._unsent:
             self.loop.call_soon(self._flush)
         self._unsent.append(data)
+        self._queued += len(data)
 
     def _flush(self) -> None:
         transport = getattr(self, "_transport", None)
@@ -292,6 +346,27 @@ class SandboxProcess(asyncio.Protocol):
         head = self._conversation.head
         return head.seq if head is not None and seq else 0
 
+    def _culprit(self) -> int:
+        """What runs, if the page and the order of attempts agree on it; 0: nobody can tell.
+
+        An end may wait in the sandbox while the next attempt runs. But the page may also name an
+        innocent one that only lies here, so it is not believed against the order.
+        """
+        seq, running = self._status[0], self._running()
+        head = self._conversation.head
+        return running if seq and head is not None and running == head.seq else 0
+
+    def check_idle(self) -> None:
+        """End a sandbox that works while it has nothing to do: whatever it does is not ours."""
+        if not self.ready or self._jobs or self._cause is not None or self._exited is not None:
+            self._idle = None
+            return
+        before, self._idle = self._idle, (self.attempts, cpu_ticks(self.pid))
+        if before is None or before[0] != self.attempts:
+            return
+        if self._idle[1] - before[1] > _IDLE_TICKS:
+            self.kill("sandbox.protocol-violation", "it works though it has nothing to do")
+
     def _on_timer(self) -> None:
         self._timer = None
         if self._exited is not None:
@@ -313,16 +388,21 @@ class SandboxProcess(asyncio.Protocol):
         waits = [*deadlines, silent_at - now]
         seq, started = self._status[0], self._status[1] / 1e9
         job = self._jobs.get(seq)
+        lie = ""
         if job is not None and self._status[0] == seq:
             left = started + job.limits.deadline_ms / 1000 - now
-            if left <= 0:
-                self.kill("limit.deadline-exceeded", f"{job.limits.deadline_ms} ms", guilty=seq)
+            if started < job.dispatched_at:
+                lie = "it began before it was sent"
+            elif left <= 0:
+                detail = f"{job.limits.deadline_ms} ms"
+                self.kill("limit.deadline-exceeded", detail, guilty=self._culprit())
                 return
             waits.append(left)
         if now >= silent_at:
+            lie = "no sign of life"
+        if lie:
             head = self._conversation.head
-            self.kill("sandbox.protocol-violation", "no sign of life",
-                      guilty=head.seq if head else 0)  # fmt: skip
+            self.kill("sandbox.protocol-violation", lie, guilty=head.seq if head else 0)
             return
         self._arm(max(min(waits), 0.001))
 
@@ -369,7 +449,17 @@ class SandboxProcess(asyncio.Protocol):
             failed = self._failed or Failed("sandbox.start-failed", detail)
             return Death(failed.code, failed.message, 0, ready=False)
         code = "killed" if status == -signal.SIGKILL else "crashed"
-        return Death(f"sandbox.{code}", detail, self._running(), ready=True)
+        return Death(f"sandbox.{code}", detail, self._culprit(), ready=True)
+
+
+def cpu_ticks(pid: int) -> int:
+    """CPU time of a process in ticks of the kernel; 0 if it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return 0
+    return int(fields[11]) + int(fields[12])
 
 
 def ended(status: int) -> str:

@@ -18,7 +18,7 @@ from executor.supervisor.job import ModuleKey
 from executor.supervisor.process import SandboxProcess
 
 # A busy sandbox of another tenant is taken over only after this long, times its tenant's weight:
-# a start costs 5 ms, and what it has must end first.
+# a start costs 5 ms, and what runs in it must end first.
 TURN_S: Final = 0.5
 
 
@@ -29,7 +29,7 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Retire:
-    """This one makes way once it has ended what it has."""
+    """This one makes way once what runs in it has ended."""
 
     sandbox: SandboxProcess
 
@@ -64,15 +64,17 @@ class Slots:
             return Wait()  # one is starting
         unfit = [s for s in own if s not in fitting and s.ready]
         held = sum(s.tenant == tenant for s in sandboxes)
-        others = [s for s in sandboxes if s.tenant != tenant and s.ready and not s.retiring]
+        others = [s for s in sandboxes if s.tenant != tenant and s.ready and not s.leaving]
         idle = [s for s in others if not s.outstanding and s.tenant not in waiting]
         # What is left for tenants that have none, if this one takes another.
         may_take = not own or self.count - len(sandboxes) + len(idle) > self.reserve
         within = held < self.most.get(tenant, self.count)
         if len(sandboxes) < self.count and may_take and within:
             return Start()
-        if any(s.retiring for s in sandboxes):
-            return Wait()  # a slot is about to be free
+        if any(s.retiring and tenant in (s.tenant, s.successor) for s in sandboxes):
+            # A slot is about to be free for this one. What leaves for another holds nobody else
+            # up: who fills it has its time in hand.
+            return Wait()
         if unfit:
             return Retire(min(unfit, key=lambda s: s.outstanding))
         if not within:

@@ -16,6 +16,7 @@ import importlib
 import random
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -47,7 +48,7 @@ def promised(error: ExecutorError, *codes: str) -> bool:
 # Frames. The first byte chooses the state of the conversation, the second where the rest is cut.
 
 STATES: Final = ("starting", "idle", "running", "calling", "queued")
-RUN: Final = Run(1, 0, b"in", 1, 1, 1, 64, 1, 1, 4, 4)
+RUN: Final = Run(1, 0, b"in", 1, 1, 1, 64, 8, 1, 4, 4, call_bytes=8192)
 
 
 def conversation(state: str) -> Conversation:
@@ -58,7 +59,7 @@ def conversation(state: str) -> Conversation:
     if state not in {"starting", "idle"}:
         talk.run(RUN)
     if state == "queued":
-        talk.run(Run(2, 1, b"", 1, 1, 1, 64, 1, 1, 4, 4))
+        talk.run(replace(RUN, seq=2, module=1, input=b""))
     if state == "calling":
         list(talk.receive(frames.encode(Call(1, 0, "kv_get", b"k", b""))))
     return talk
@@ -76,10 +77,16 @@ def converse(talk: Conversation, pieces: Sequence[bytes]) -> list[Frame]:
             if isinstance(event, Call):
                 function = abi.FUNCTIONS[event.function]
                 assert function.mediated
+                assert len(event.value) <= RUN.call_bytes
                 talk.answer(Answer(event.seq, event.ordinal, 0, b""))
             elif isinstance(event, Done):
                 assert event.code in {"", *frames.GUEST_CODES}
                 assert len(event.output) <= RUN.output_bytes
+                assert event.fuel_used <= RUN.fuel
+                assert event.memory_bytes <= RUN.memory_bytes
+                assert event.host_calls <= RUN.calls
+                assert len(event.logs) <= RUN.log_lines
+                assert sum(len(text.encode()) for _, text in event.logs) <= RUN.log_bytes
                 assert len(event.last_calls) <= (frames.LAST_CALLS_MAX if event.code else 0)
                 assert all(name in abi.FUNCTIONS for name, _ in event.last_calls)
         # What is kept is less than one frame.
@@ -133,10 +140,16 @@ def frames_corpus() -> Corpus:
         ("running", [frames.Load(((3, ("kv_get",)),))]),
         ("running", [frames.Compiled((("m", "n", "->"),), (("e", "->"),), 1, 1, "engine")]),
         ("running", [frames.Rejected("module.invalid", "no")]),
+        # Too large to be decoded unseen.
+        ("running", [Call(1, 0, "kv_put", b"key", bytes(5_000)), done(1)]),
     ]
-    return tuple(
-        bytes([STATES.index(state), 255]) + b"".join(map(frames.encode, sent))
-        for state, sent in said
+    nested = b"\x92\x05\xdc\x03\xe8" + (b"\x95" + b"\x90" * 5) * 1_000
+    return (
+        *(
+            bytes([STATES.index(state), 255]) + b"".join(map(frames.encode, sent))
+            for state, sent in said
+        ),
+        bytes([STATES.index("running"), 255]) + len(nested).to_bytes(4, "big") + nested,
     )
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from executor.core import control, subjects
+from executor.core.frames import Call
 from executor.core.subjects import ANY_TASK
 from executor.errors import ExecutorError
 from executor.model import Digest, Release
 from executor.supervisor.cancels import CANCELS_MAX, Cancels
 from tests.support import guests
+from tests.support.puppet import Puppets, done
 from tests.support.rig import OTHER, TENANT, Rig
 
 
@@ -42,12 +46,63 @@ async def test_a_task_that_waits_for_a_sandbox() -> None:
         first = rig.ask("hold", b"1")
         await rig.until(rig.buckets.at_gate)
         second = rig.ask("hold", b"2")
+        async with asyncio.timeout(30):
+            while rig.pool.statistics()["running"] < 2:  # noqa: ASYNC110 - no event tells of it
+                await asyncio.sleep(0)
         rig.pipeline.cancelling.cancel(TENANT, ANY_TASK, second.id)
         assert (await rig.record(second)).code == "task.cancelled"
         rig.buckets.gate.set()
         assert (await rig.record(first)).output == b"1"
         await rig.settle_down()
-        assert codes(rig) == {first.id: "", second.id: "task.cancelled"}
+        # The sandbox that had both is gone; a third task shows that whatever ran is over.
+        third = rig.ask("hold", b"3")
+        assert (await rig.record(third)).output == b"3"
+        assert rig.pool.started == 2
+        assert rig.buckets.asked == [(TENANT, "get", "own/gate")] * 2
+        assert codes(rig) == {first.id: "", second.id: "task.cancelled", third.id: ""}
+
+
+async def test_a_call_of_a_cancelled_task_does_not_act(puppets: Puppets) -> None:
+    """A sandbox that runs what was cancelled, whatever its page shows, asks in vain and is ended.
+
+    Neither that task nor those behind it pay for its end.
+    """
+    async with Rig() as rig:
+        rig.publish("hold", guests.HOLD)
+        first, second = rig.ask("hold", b"1"), rig.ask("hold", b"2")
+        puppet = await puppets.ready()
+        runs = [await puppet.run() for _ in range(2)]
+        puppet.show(runs[0].seq)
+        rig.pipeline.cancelling.cancel(TENANT, ANY_TASK, second.id)
+        assert (await rig.record(second)).code == "task.cancelled"
+        # The end of the first one waits in the sandbox when the second one asks.
+        await puppet.send(
+            done(runs[0].seq, b"1"), Call(runs[1].seq, 0, "kv_put", b"key", b"stolen")
+        )
+        await puppet.ended.wait()
+        assert (await rig.record(first)).output == b"1"
+        await rig.settle_down()
+        assert rig.buckets.asked == []
+        assert not rig.wire.published("later")
+        assert [f["code"] for f in rig.journal.of("sandbox.died")] == []
+
+
+async def test_a_cancelled_task_that_comes_next(puppets: Puppets) -> None:
+    """Cancelled after it was sent and before it shows: its sandbox ends, others run elsewhere."""
+    async with Rig() as rig:
+        rig.publish("echo", guests.ECHO)
+        first, second = rig.ask("echo", b"1"), rig.ask("echo", b"2")
+        puppet = await puppets.ready()
+        await puppet.run()
+        rig.pipeline.cancelling.cancel(TENANT, ANY_TASK, first.id)
+        await puppet.ended.wait()
+        heir = await puppets.ready()
+        run = await heir.run()
+        assert run.input == b"2"
+        await heir.send(done(run.seq, run.input))
+        assert (await rig.record(second)).output == b"2"
+        assert (await rig.record(first)).code == "task.cancelled"
+        assert rig.journal.of("sandbox.died") == []
 
 
 async def test_a_task_that_waits_for_its_retry() -> None:

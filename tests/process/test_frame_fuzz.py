@@ -63,12 +63,29 @@ def _oversized(rng: random.Random) -> bytes:
     return _framed(b"\x92\x05" + liar + rng.randrange(2**16, 2**32).to_bytes(4, "big"))
 
 
+def _large(rng: random.Random) -> bytes:
+    """A body of the largest size, of as many values as it holds: each one would be an object."""
+    kind, count = rng.randrange(14), rng.randrange(1, 1001)
+    value = rng.choice((
+        b"\x90", b"\x91\x90", b"\x01", b"\xa0", b"\xc4\x00", b"\x80", b"\xc0",
+        b"\xcf" + b"\xff" * 8, b"\xa8\xf0\x9f\x98\x80" + b"text",
+    ))  # fmt: skip
+    array = b"\xdc" + count.to_bytes(2, "big") + value * count
+    arrays = max((FRAME_MAX - 16) // len(array), 1)
+    while arrays > 1000:  # deeper instead of longer than the decoder would take
+        array = b"\xdc" + (1000).to_bytes(2, "big") + array * 1000
+        arrays = (FRAME_MAX - 16) // len(array)
+    body = bytes([0x92, kind, 0xDC]) + arrays.to_bytes(2, "big") + array * arrays
+    assert len(body) <= FRAME_MAX
+    return _framed(body)
+
+
 def _noise(rng: random.Random) -> bytes:
     return rng.randbytes(rng.randrange(1, 200))
 
 
 KINDS: tuple[Callable[[random.Random], bytes], ...] = (
-    _mutated, _mutated, _msgpack, _oversized, _legal, _noise,
+    _mutated, _mutated, _msgpack, _oversized, _legal, _noise, _large,
 )  # fmt: skip
 
 
@@ -132,6 +149,7 @@ async def test_ten_thousand_hostile_frames(puppets: Puppets) -> None:
     tracemalloc.stop()
     assert peak < 4 * MIB
     assert refused.keys() == {kind.__name__ for kind in KINDS}
+    assert refused["_large"] == len(range(len(KINDS) - 1, DIRECT, len(KINDS)))
     assert refused.total() > DIRECT // 2
     async with Rig() as rig:
         rig.publish("echo", guests.ECHO)

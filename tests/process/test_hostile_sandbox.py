@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from dataclasses import replace
@@ -12,9 +13,12 @@ import pytest
 from executor.core import abi
 from executor.core.frames import FRAME_MAX, Answer, Call, Compiled, Frame, Load, Ready, encode
 from executor.core.layers import REQUIRED
+from executor.model import PAYLOAD_MAX
+from executor.supervisor import pool
+from executor.supervisor.process import cpu_ticks
 from tests.support import guests
 from tests.support.puppet import Puppets, done
-from tests.support.rig import OTHER, Rig
+from tests.support.rig import OTHER, TENANT, Rig
 
 SHORT = (("deadline_ms", 100),)
 
@@ -48,6 +52,11 @@ ILLEGAL: dict[str, tuple[Frame | bytes, ...]] = {
     "an end inside a call": (Call(1, 0, "kv_get", b"gate", b""), done(1)),
     "two calls at once": (Call(1, 0, "kv_get", b"gate", b""), Call(1, 1, "kv_get", b"gate", b"")),
     "more output than allowed": (done(1, bytes(1025)),),
+    "more fuel than allowed": (replace(done(1), fuel_used=2**53 - 1),),
+    "more memory than allowed": (replace(done(1), memory_bytes=2**53 - 1),),
+    "more host calls than allowed": (replace(done(1), host_calls=2**53 - 1),),
+    "more bytes of log than allowed": (replace(done(1), logs=((1, "x" * 4096),) * 17),),
+    "more dropped lines than calls": (replace(done(1), log_dropped=2**53 - 1),),
     "last calls of a result": (replace(done(1), last_calls=(("take", 0),)),),
     "a last call that is none": (replace(done(1, code="guest.trap"), last_calls=(("open", 0),)),),
     "too many last calls": (replace(done(1, code="guest.trap"), last_calls=(("take", 0),) * 9),),
@@ -78,6 +87,73 @@ async def test_illegal_frames(puppets: Puppets, name: str) -> None:
             run = await heir.run()
             await heir.send(done(run.seq, run.input))
         await rig.settle_down()
+
+
+async def test_bytes_of_calls_are_bounded_here(puppets: Puppets) -> None:
+    """A sandbox that does not count what it sends is stopped at the limit: the rest never acts."""
+    async with Rig(limits__call_max_mib=1) as rig:
+        rig.publish("probe", guests.KV)
+        rig.ask("probe")
+        puppet = await puppets.ready()
+        run = await puppet.run()
+        half = bytes(run.call_bytes // 2)
+        for ordinal in range(2):
+            await puppet.send(Call(run.seq, ordinal, "kv_put", b"big", half))
+            assert (await puppet.answer()).status == 0
+        await puppet.send(Call(run.seq, 2, "kv_put", b"big", b"x"))
+        await puppet.ended.wait()
+        assert (await rig.put_off()).history[-1].code == "sandbox.protocol-violation"
+        assert len(rig.buckets.asked) == 2
+
+
+async def test_answers_that_nobody_reads(puppets: Puppets) -> None:
+    """A sandbox that asks on without reading is ended: one answer is all that is held for it."""
+    async with Rig() as rig:
+        rig.publish("hold", guests.HOLD)
+        await rig.buckets.kv(TENANT).put("own/big", bytes(PAYLOAD_MAX))
+        rig.ask("hold")
+        puppet = await puppets.ready()
+        run = await puppet.run()
+        with contextlib.suppress(OSError):
+            for ordinal in range(run.mediated_calls):
+                asked = len(rig.buckets.asked)
+                await puppet.send(Call(run.seq, ordinal, "kv_get", b"big", b""))
+                await rig.until(lambda asked=asked: (
+                    len(rig.buckets.asked) > asked or rig.journal.of("sandbox.died")
+                ))  # fmt: skip
+        await puppet.ended.wait()
+        assert (await rig.put_off()).history[-1].code == "sandbox.protocol-violation"
+        assert [f["detail"] for f in rig.journal.of("sandbox.died")] == ["it left an answer unread"]
+        gets = [key for _, function, key in rig.buckets.asked if function == "get"]
+        assert gets == ["own/big"]
+
+
+async def test_answers_that_are_read(puppets: Puppets) -> None:
+    """The harmless twin: as many large answers, each one read before the next call."""
+    async with Rig(limits__call_max_mib=64) as rig:
+        rig.publish("hold", guests.HOLD)
+        await rig.buckets.kv(TENANT).put("own/big", bytes(PAYLOAD_MAX))
+        request = rig.ask("hold")
+        puppet = await puppets.ready()
+        run = await puppet.run()
+        for ordinal in range(run.mediated_calls):
+            await puppet.send(Call(run.seq, ordinal, "kv_get", b"big", b""))
+            assert (await puppet.answer()).status == PAYLOAD_MAX
+        await puppet.send(done(run.seq))
+        assert (await rig.record(request)).code == ""
+
+
+async def test_times_are_at_most_what_went_by(puppets: Puppets) -> None:
+    """A sandbox cannot put more time into a signed receipt than its attempt was away."""
+    async with Rig() as rig:
+        rig.publish("echo", guests.ECHO)
+        request = rig.ask("echo")
+        began = time.monotonic()
+        puppet = await puppets.ready()
+        run = await puppet.run()
+        await puppet.send(replace(done(run.seq), guest_us=2**53 - 1, host_us=2**53 - 1))
+        receipt = (await rig.record(request)).receipt
+        assert receipt.guest_us + receipt.host_us <= (time.monotonic() - began) * 1e6
 
 
 async def test_the_second_violation_is_a_dead_letter(puppets: Puppets) -> None:
@@ -217,7 +293,7 @@ async def test_a_deadline_kill_with_an_idle_page_is_not_free_for_ever(puppets: P
             while True:
                 puppet = await puppets.ready()
                 run = await puppet.run()
-                puppet.show(run.seq, started_s=time.monotonic() - 1)
+                puppet.show(run.seq)
                 (sandbox,) = rig.sandboxes()
                 while sandbox._cause is None:  # noqa: ASYNC110 - no event tells of it
                     await asyncio.sleep(0)
@@ -228,6 +304,91 @@ async def test_a_deadline_kill_with_an_idle_page_is_not_free_for_ever(puppets: P
         assert again.history[-1].code == "limit.deadline-exceeded"
         assert puppets.count <= 4
         attack.cancel()
+
+
+async def test_a_start_before_it_was_sent(puppets: Puppets) -> None:
+    """A page with a start that cannot be is a lie of what runs; whom it names does not pay."""
+    async with Rig() as rig:
+        rig.publish("echo", guests.ECHO)
+        hostile, innocent = rig.ask("echo", b"1", limits=SHORT), rig.ask("echo", b"2", limits=SHORT)
+        puppet = await puppets.ready()
+        await puppet.run()
+        puppet.show((await puppet.run()).seq, started_s=1.0)
+        await puppet.ended.wait()
+        again = await rig.put_off()
+        assert (again.id, again.history[-1].code) == (hostile.id, "sandbox.protocol-violation")
+        heir = await puppets.ready()
+        run = await heir.run()
+        await heir.send(done(run.seq, run.input))
+        assert (await rig.record(innocent)).output == b"2"
+
+
+@pytest.mark.parametrize("end", ["deadline", "crash"])
+async def test_nobody_is_blamed_on_the_word_of_the_page(puppets: Puppets, end: str) -> None:
+    """Where the page names another than the one in turn, each runs alone; then guilt is plain."""
+    async with Rig() as rig:
+        rig.publish("echo", guests.ECHO)
+        hostile, innocent = rig.ask("echo", b"1", limits=SHORT), rig.ask("echo", b"2", limits=SHORT)
+        puppet = await puppets.ready()
+        runs = [await puppet.run() for _ in range(2)]
+        for attempt in range(2):
+            puppet.show(runs[-1].seq)
+            if end == "crash":
+                puppet.child.kill()
+            await puppet.ended.wait()
+            if attempt == 0:
+                assert not rig.wire.published("later")
+                puppet = await puppets.ready()
+                runs = [await puppet.run()]
+                assert runs[0].input == b"1"
+                assert rig.pool.statistics() | {"running": 1, "waiting": 1} == rig.pool.statistics()
+        again = await rig.put_off()
+        assert again.id == hostile.id
+        code = {"deadline": "limit.deadline-exceeded", "crash": "sandbox.killed"}[end]
+        assert again.history[-1].code == code
+        heir = await puppets.ready()
+        run = await heir.run()
+        await heir.send(done(run.seq, run.input))
+        assert (await rig.record(innocent)).output == b"2"
+
+
+async def test_a_sandbox_that_works_for_itself(
+    puppets: Puppets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CPU time of a sandbox without work is somebody else's work: it ends, and nobody pays."""
+    monkeypatch.setattr(pool, "IDLE_LOOK_S", 0.05)
+    async with Rig() as rig:
+        rig.publish("echo", guests.ECHO)
+        request = rig.ask("echo", b"x")
+        puppet = await puppets.ready()
+        run = await puppet.run()
+        await puppet.send(done(run.seq, run.input))
+        await rig.record(request)
+        # This process takes its place in /proc, and works while it waits.
+        monkeypatch.setattr(puppet.child, "pid", os.getpid())
+        async with asyncio.timeout(30):
+            while not puppet.ended.is_set():
+                sum(range(10_000))
+                await asyncio.sleep(0)
+        await rig.until(lambda: rig.journal.of("sandbox.died"))
+        assert rig.journal.of("sandbox.died")[0]["code"] == "sandbox.protocol-violation"
+        assert rig.journal.security() == ["illegal-frame"]
+        assert not rig.wire.published("later")
+
+
+async def test_an_idle_sandbox_is_left_alone() -> None:
+    """The harmless twin: a sandbox that sleeps until there is work stays, however often we look."""
+    async with Rig() as rig:
+        rig.publish("echo", guests.ECHO)
+        await rig.record(rig.ask("echo", b"x"))
+        (sandbox,) = rig.sandboxes()
+        before = cpu_ticks(os.getpid())
+        while cpu_ticks(os.getpid()) < before + 20:
+            sandbox.check_idle()
+        assert sandbox._idle is not None
+        assert sandbox._cause is None
+        assert (await rig.record(rig.ask("echo", b"y"))).output == b"y"
+        assert rig.pool.started == 1
 
 
 async def test_an_end_that_arrives_with_the_kill_counts(puppets: Puppets) -> None:

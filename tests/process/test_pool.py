@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from executor.core.frames import Failed
+from executor.core.frames import WINDOW_TASKS, Failed, Run
+from executor.supervisor import slots
 from executor.supervisor.zygote import Zygote
 from tests.support import guests
-from tests.support.puppet import Puppets, done
-from tests.support.rig import OTHER, TENANT, Rig
+from tests.support.puppet import Puppet, Puppets, done
+from tests.support.rig import OTHER, TENANT, Rig, make_config
 
 TENANTS = {TENANT: "echo", OTHER: "zecho"}
 
@@ -76,6 +77,108 @@ async def test_a_lone_tenant_uses_every_slot() -> None:
         assert {sandbox.tenant for sandbox in rig.sandboxes()} == {TENANT}
         rig.buckets.gate.set()
         await rig.settle_down()
+
+
+async def fill(rig: Rig, puppets: Puppets, task: str, count: int) -> tuple[Puppet, list[Run]]:
+    """A sandbox of `OTHER` in which `count` attempts lie: its module is known to be fast."""
+    first = rig.ask(task, tenant=OTHER)
+    puppet = await puppets.ready()
+    await puppet.send(done((await puppet.run()).seq))
+    await rig.record(first)
+    for number in range(count):
+        rig.ask(task, str(number).encode(), tenant=OTHER)
+    runs = [await puppet.run() for _ in range(count)]
+    puppet.show(runs[0].seq)
+    return puppet, runs
+
+
+async def test_what_lies_in_a_sandbox_holds_up_nobody(
+    puppets: Puppets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A neighbour waits for the attempt that runs, not for what its tenant has queued behind it.
+
+    What is taken back costs nobody an attempt: it runs in the tenant's next sandbox.
+    """
+    monkeypatch.setattr(slots, "TURN_S", 0.0)
+    async with Rig() as rig:
+        publish_echo(rig)
+        await rig.admit_all()
+        hostile, runs = await fill(rig, puppets, "zecho", 40)
+        waiting = rig.ask("echo", b"x")
+        await rig.until(lambda: rig.pool.statistics()["waiting"] == 1)
+        # The page may say what it likes of who runs.
+        hostile.show(runs[-1].seq)
+        (sandbox,) = rig.sandboxes()
+        async with asyncio.timeout(30):
+            while not sandbox.leaving:  # noqa: ASYNC110 - no event tells of it
+                await asyncio.sleep(0)
+        await hostile.send(done(runs[0].seq, runs[0].input))
+        await hostile.ended.wait()
+        heir = await puppets.ready()
+        run = await heir.run()
+        assert run.input == b"x"
+        await heir.send(done(run.seq, run.input))
+        await rig.record(waiting)
+        again = await puppets.ready()
+        for number in range(1, 40):
+            run = await again.run()
+            assert run.input == str(number).encode()
+            await again.send(done(run.seq, run.input))
+        await rig.settle_down()
+        assert len(rig.records()) == 42
+        assert not rig.wire.published("later")
+
+
+async def test_two_that_wait_get_two_slots(
+    puppets: Puppets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a slot is made free for one tenant, another one is for the next, and no third."""
+    monkeypatch.setattr(slots, "TURN_S", 0.0)
+    tenants = (OTHER, "bravo", "carol")
+    async with Rig(make_config(tenants=tenants, sandbox__count=3)) as rig:
+        for tenant in tenants:
+            rig.publish("echo", guests.ECHO, tenant=tenant)
+        await rig.admit_all()
+        await fill(rig, puppets, "echo", WINDOW_TASKS)
+        for _ in range(2 * WINDOW_TASKS):
+            rig.ask("echo", tenant=OTHER)
+        for _ in range(2):
+            await (await puppets.ready()).run()
+        assert [sandbox.tenant for sandbox in rig.sandboxes()] == [OTHER] * 3
+        for tenant in tenants[1:]:
+            for _ in range(3):
+                rig.ask("echo", tenant=tenant)
+
+        def leaving() -> list[str]:
+            return sorted(s.successor for s in rig.sandboxes() if s.leaving)
+
+        async with asyncio.timeout(30):
+            while leaving() != ["bravo", "carol"]:  # noqa: ASYNC110 - no event tells of it
+                await asyncio.sleep(0)
+        for _ in range(20):
+            await asyncio.sleep(0)
+            assert leaving() == ["bravo", "carol"]
+        await rig.pipeline.stop()
+
+
+async def test_what_waits_in_a_sandbox_is_given_back_at_once(puppets: Puppets) -> None:
+    """A drain lets the attempt end that runs; what lies behind it is somebody else's at once.
+
+    The sandbox ends with that attempt, and what it says of the others does not count.
+    """
+    async with Rig() as rig:
+        publish_echo(rig)
+        await rig.admit_all()
+        puppet, runs = await fill(rig, puppets, "zecho", 10)
+        draining = asyncio.create_task(rig.pipeline.drain(60))
+        await rig.until(lambda: rig.wire.count("nak") == 9, "what waits is back")
+        assert rig.pipeline.held == 1
+        await puppet.send(*(done(run.seq, run.input) for run in runs))
+        await puppet.ended.wait()
+        await draining
+        assert len(rig.records()) == 2
+        assert rig.wire.count("nak") == 9
+        assert puppets.count == 1
 
 
 async def test_an_idle_sandbox_makes_way_at_once() -> None:

@@ -109,6 +109,24 @@ def test_any_body_is_a_frame_or_a_violation(body: bytes) -> None:
 
 
 @fixed
+@given(anything)
+def test_every_frame_has_the_shape_of_one(frame: Frame) -> None:
+    """The pass over large bodies refuses none that is legal."""
+    frames._check_shape(frames.encode(frame)[4:])
+
+
+@fixed
+@given(bodies)
+def test_any_body_has_a_shape_or_is_a_violation(body: bytes) -> None:
+    """That pass over any bytes raises the one code or nothing."""
+    try:
+        frames._check_shape(body.ljust(8, b"\xc1"))
+    except ExecutorError as error:
+        if error.code != VIOLATION:
+            raise
+
+
+@fixed
 @given(st.lists(st.binary(max_size=60), max_size=6))
 def test_any_stream_is_frames_or_a_violation(chunks: list[bytes]) -> None:
     """No stream makes the reader keep more than a frame or raise anything else."""

@@ -240,6 +240,10 @@ class Pool:
         self._queue.clear()
         return jobs
 
+    def take_unstarted(self) -> list[Job]:
+        """The same: nothing lies in a sandbox here but what runs."""
+        return self.take_waiting()
+
     def drop(self, job: Job) -> None:
         """Its lease was lost: unqueue or end it, without a word."""
         if self.forgets_to_drop:

@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgpack
 import pytest
 
-from executor.core import frames
+from executor.core import abi, frames
 from executor.core.frames import (
     Answer,
     Call,
@@ -228,6 +228,48 @@ def test_other_bytes_are_no_frame(data_: bytes) -> None:
     assert violation(data_)
 
 
+@pytest.mark.parametrize("frame", LARGEST, ids=lambda frame: type(frame).__name__)
+def test_the_largest_frames_have_the_shape_of_a_frame(frame: Frame) -> None:
+    """The pass before the decoder lets through all that is legal, small frames too."""
+    frames._check_shape(body_of(frame))
+
+
+def large(*values: bytes) -> bytes:
+    """A body of these values that is not small, by an input of 8 KiB at its end."""
+    return bytes([0x90 + len(values) + 1]) + b"".join(values) + b"\xc5\x20\x00" + bytes(8 * KIB)
+
+
+@pytest.mark.covers("sandbox.protocol-violation")
+@pytest.mark.parametrize(
+    "body",
+    [
+        large(b"\x04", b"\x91" * 4 + b"\x01"), large(b"\x05", b"\xdc\x03\xe8" + b"\x01" * 1000),
+        large(b"\x04", b"\x81\x01\x01"), large(b"\x04", b"\xd4\x01\x01"),
+        large(b"\x04", b"\xc1"), large(b"\x04", b"\xdd\xff\xff\xff\xff"),
+        large(b"\x04", b"\xc6\xff\xff\xff\xff"), large(b"\x04", b"\xdb\xff\xff\xff\xff"),
+        large(b"\x0e"), large(b"\x04", b"\x01") + b"\0", large(b"\x04", b"\x01")[:-1],
+        large(b"\xcc\x04"), large(b"\x05", b"\x99" + (b"\xda\x80\x00" + b"x" * 32 * KIB) * 9),
+        b"\xc1" * 5_000, b"\x00" * 5_000, b"\xdd\xff\xff\xff\xff\x05" + b"\x90" * 5_000,
+    ],
+    ids=[
+        "deep", "many", "map", "ext type", "never used byte", "4 G items", "4 GB of bytes",
+        "4 GB of text", "unknown kind", "trailing byte", "cut short", "kind of another spelling",
+        "much text", "no array", "a number", "4 G items around it",
+    ],
+)  # fmt: skip
+def test_a_large_body_is_judged_before_it_is_built(
+    body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What no frame can look like costs the supervisor a look at it and no object."""
+
+    def unpackb(*_: object, **__: object) -> None:
+        raise AssertionError("it reached the decoder")
+
+    monkeypatch.setattr(msgpack, "unpackb", unpackb)
+    assert len(body) > 4 * KIB
+    assert violation(body) == "not a frame"
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 100, 10_000])
 def test_chunks_do_not_matter(size: int) -> None:
     """Frames are the same however the stream is cut."""
@@ -321,6 +363,17 @@ LEGAL: Final[dict[str, tuple[Frame, tuple[Callable[[], Conversation], ...]]]] = 
     "code of nobody": (replace(DONE, code="guest.unheard"), ()),
     "output at its limit": (replace(DONE, output=bytes(100)), (running, answered)),
     "output above its limit": (replace(DONE, output=bytes(101)), ()),
+    "fuel above its limit": (replace(DONE, fuel_used=2), ()),
+    "memory above its limit": (replace(DONE, memory_bytes=3), ()),
+    "host calls at their limit": (replace(DONE, host_calls=7), (running, answered)),
+    "host calls above their limit": (replace(DONE, host_calls=8), ()),
+    "log at its limits": (
+        replace(DONE, logs=((1, "\N{POUND SIGN}x"), (1, "xx"), *[(0, "")] * 4), log_dropped=7),
+        (running, answered),
+    ),
+    "more lines of log": (replace(DONE, logs=((0, ""),) * 7), ()),
+    "more bytes of log": (replace(DONE, logs=((1, "\N{POUND SIGN}xx"), (1, "xx"))), ()),
+    "more dropped lines than calls": (replace(DONE, log_dropped=8), ()),
     "failure with its last calls": (
         replace(DONE, code="guest.trap", last_calls=(("take", 0),)),
         (running, answered),
@@ -373,6 +426,37 @@ def test_calls_are_counted_per_attempt() -> None:
     list(talk.receive(frames.encode(DONE)))
     second = replace(CALL, seq=2)
     assert list(talk.receive(frames.encode(second))) == [second]
+
+
+@pytest.mark.covers("sandbox.protocol-violation")
+def test_bytes_of_calls_are_counted_per_attempt() -> None:
+    """An attempt sends as many bytes as its limit; the next one counts from 0 again."""
+    run = replace(RUN, call_bytes=10, mediated_calls=9)
+    put = replace(CALL, function="kv_put", value=bytes(5))
+    talk = ready()
+    talk.run(run)
+    talk.run(replace(run, seq=2))
+    for seq, count in ((1, 2), (2, 2)):
+        for ordinal in range(count):
+            assert list(talk.receive(frames.encode(replace(put, seq=seq, ordinal=ordinal))))
+            talk.answer(Answer(seq, ordinal, 0, b""))
+        if seq == 1:
+            list(talk.receive(frames.encode(DONE)))
+    with pytest.raises(ExecutorError, match="more bytes of calls"):
+        list(talk.receive(frames.encode(replace(put, seq=2, ordinal=2, value=b"x"))))
+
+
+def test_bytes_of_answers_are_bounded() -> None:
+    """The answer that goes beyond the limit is the last one with a value; others still come."""
+    talk = ready()
+    talk.run(replace(RUN, call_bytes=10, mediated_calls=9))
+    spent = frames.encode(Answer(1, 2, abi.TOO_LARGE, b"the bytes of its calls are spent"))
+    for ordinal, answer in enumerate((
+        Answer(1, 0, 6, bytes(6)), Answer(1, 1, 6, bytes(6)), Answer(1, 2, 6, bytes(6)),
+        Answer(1, 3, 0, b""), Answer(1, 4, abi.NOT_FOUND, b"not found"),
+    )):  # fmt: skip
+        list(talk.receive(frames.encode(replace(CALL, ordinal=ordinal))))
+        assert talk.answer(answer) == (spent if ordinal == 2 else frames.encode(answer))
 
 
 def test_an_attempt_without_calls_may_make_none() -> None:

@@ -26,6 +26,8 @@ class Box:
     outstanding: int = 0
     ready: bool = True
     retiring: bool = False
+    leaving: bool = False
+    successor: str = ""
     old: bool = True
     key: ModuleKey = KEY
     born: float = field(init=False)
@@ -43,6 +45,24 @@ def decide(
     """The decision for a job of `tenant`."""
     given = [cast("SandboxProcess", box) for box in boxes]
     return slots.room(tenant, KEY, given, waiting if waiting is not None else {tenant: 1})
+
+
+def test_what_makes_way_for_one_holds_up_no_other() -> None:
+    """A slot that is about to be free is its successor's; another tenant's turn takes another."""
+    going = Box("a", outstanding=9, retiring=True, leaving=True, successor="b")
+    staying = Box("a", outstanding=9)
+    both = {"b": 1, "c": 1}
+    assert decide(Slots(2), "b", going, staying, waiting=both) == Wait()
+    found = decide(Slots(2), "c", going, staying, waiting=both)
+    assert found == Retire(cast("SandboxProcess", staying))
+    assert decide(Slots(1), "c", going, waiting=both) == Wait()
+
+
+def test_a_used_up_sandbox_makes_way_as_any() -> None:
+    """One that takes nothing new and ends what it has is told to leave when another waits."""
+    used_up = Box("a", outstanding=90, retiring=True)
+    assert decide(Slots(1), "a", used_up) == Wait()
+    assert decide(Slots(1), "b", used_up) == Retire(cast("SandboxProcess", used_up))
 
 
 def test_a_free_slot_is_taken() -> None:
