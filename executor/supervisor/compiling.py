@@ -10,6 +10,7 @@ import asyncio
 import os
 import signal
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -30,6 +31,7 @@ from executor.supervisor.zygote import Child, Zygote
 
 _READ: Final = 64 * 1024
 _KILLED: Final = -int(signal.SIGKILL)
+_FORBIDDEN: Final = -int(signal.SIGSYS)
 # Compilers use the slots behind those of sandboxes, of which there are 256 at most.
 COMPILER_SLOTS: Final = 256
 COMPILERS_MAX: Final = 64
@@ -62,6 +64,8 @@ class Compiler:
     standard: Budget = field(default_factory=Budget)
     large: Budget = field(default_factory=lambda: Budget(2048 * MIB, 60, 60_000))
     started: int = 0
+    # A sign of attack, by its kind: the module took its compiler over, or a bug looks like it.
+    on_violation: Callable[[str], None] = lambda _kind: None
 
     async def compile(self, module: bytes, *, memory_max: int, large: bool = False) -> Product:
         """Compile `module`, whose signature was verified.
@@ -115,7 +119,7 @@ class Compiler:
             self.started += 1
             try:
                 async with asyncio.timeout(budget.deadline_ms / 1000):
-                    answer = await _converse(ours, encode(order))
+                    answer = await self._converse(ours, encode(order))
             except TimeoutError:
                 seconds = budget.deadline_ms / 1000
                 raise ExecutorError(
@@ -124,6 +128,8 @@ class Compiler:
             finally:
                 child.kill()
                 status, why = await gone
+                if status == _FORBIDDEN:
+                    self.on_violation("forbidden-call")
         if answer is not None:
             return answer
         if why or status >= 0:
@@ -132,6 +138,15 @@ class Compiler:
         if status == _KILLED:
             return None
         raise ExecutorError("module.too-complex", f"the compiler died: {ended(status)}")
+
+    async def _converse(self, ours: socket.socket, order: bytes) -> Compiled | None:
+        try:
+            return await _converse(ours, order)
+        except ExecutorError as error:
+            if error.code != "sandbox.protocol-violation":
+                raise
+            self.on_violation("illegal-frame")
+            raise ExecutorError("module.invalid", "the compiler broke its protocol") from error
 
 
 def _check_whole(fd: int, compiled: Compiled | None) -> Compiled:
@@ -159,7 +174,7 @@ async def _converse(ours: socket.socket, order: bytes) -> Compiled | None:
                     case Failed() if frame.code in START_CODES:
                         raise ExecutorError(frame.code, frame.message)
                     case _:
-                        raise ExecutorError("module.invalid", "the compiler broke its protocol")
+                        raise ExecutorError("sandbox.protocol-violation", "no answer")
     except (BrokenPipeError, ConnectionResetError):
         pass
     return None

@@ -375,6 +375,8 @@ class Pool:
         if death.code:
             self.owner.on_event("sandbox.died", tenant=sandbox.tenant, pid=sandbox.pid,
                                 code=death.code, detail=death.detail)  # fmt: skip
+        if death.forbidden:
+            self.owner.on_event("sandbox.forbidden-call", tenant=sandbox.tenant, pid=sandbox.pid)
         guilty = _to_blame(death, jobs)
         for job in jobs:
             # What it really used died with it; by the clock, it is near enough.

@@ -49,6 +49,7 @@ class Death:
     guilty: int  # seq, or 0
     ready: bool  # whether it had ever been ready
     facts: tuple[tuple[str, str | int], ...] = ()
+    forbidden: bool = False  # by a system call that its filter does not have
 
 
 class Owner(Protocol):
@@ -352,6 +353,8 @@ class SandboxProcess(asyncio.Protocol):
         if death.code == "limit.deadline-exceeded" and self._status[0] != death.guilty:
             # It ended and another began between the look and the kill: that one did not overrun.
             death = replace(death, guilty=0)
+        if self._exited[0] == -signal.SIGSYS:
+            death = replace(death, forbidden=True)
         jobs = list(self._jobs.values())
         self._jobs.clear()
         self._close_page()
