@@ -33,7 +33,8 @@ from executor.core.layers import REQUIRED
 from executor.errors import TABLE, Class
 from executor.model import Failure, Finished, Receipt
 from executor.supervisor.job import Admitted, Job, ModuleKey, admitted_of, finished, killed
-from executor.supervisor.process import Death, SandboxProcess, contradicted
+from executor.supervisor.process import Death, SandboxProcess
+from executor.supervisor.proofs import contradicted
 from executor.supervisor.slots import Retire, Slots, Start, Wait
 from executor.supervisor.zygote import Zygote
 
