@@ -67,6 +67,23 @@ def test_time_ends_with_its_own_signal() -> None:
     assert end(spin) == -signal.SIGXCPU
 
 
+def test_limits_are_set_by_the_step() -> None:
+    """Whatever was inherited: each of them is 0 for good."""
+    limits = (
+        resource.RLIMIT_CORE, resource.RLIMIT_FSIZE, resource.RLIMIT_NPROC,
+        resource.RLIMIT_MEMLOCK, resource.RLIMIT_MSGQUEUE,
+    )  # fmt: skip
+
+    def work() -> bool:
+        for limit in limits:
+            hard = 4096 if os.geteuid() == 0 else resource.getrlimit(limit)[1]
+            resource.setrlimit(limit, (hard, hard))
+        take(layers.RLIMITS)
+        return {resource.getrlimit(limit) for limit in limits} == {(0, 0)}
+
+    assert end(work) == OK
+
+
 @root_only
 def test_groups_go_with_the_user() -> None:
     """A group that root was in is not the slot's, nor is any capability for an exec to gain."""
