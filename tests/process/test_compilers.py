@@ -15,7 +15,7 @@ import pytest
 from executor.core.frames import Compiled, Ready, Rejected, encode
 from executor.errors import ExecutorError
 from executor.model import MIB
-from executor.supervisor.compiling import Compiler
+from executor.supervisor.compiling import Budget, Compiler
 from executor.supervisor.zygote import Child
 from tests.support import guests
 from tests.support.rig import Rig, make_config, shared_zygote
@@ -37,6 +37,19 @@ class Scripted:
         self.socket.sendall(self.said)
         self.socket.shutdown(socket.SHUT_WR)
         asyncio.get_running_loop().call_soon(child.exited, self.status)
+
+
+class Silent:
+    """A fork server whose compilers say nothing until they are killed."""
+
+    def fork(self, role: str, fds: Sequence[int], child: Child, **_: Any) -> None:
+        """A compiler that waits for the end."""
+        assert role == "compiler"
+        self.socket = socket.socket(fileno=os.dup(fds[0]))
+        ours, theirs = os.pipe()
+        os.close(theirs)
+        child.forked(0, ours)  # what stands for it cannot be signalled
+        child.kill = lambda: child.exited(-signal.SIGKILL)  # type: ignore[method-assign]
 
 
 async def alarms(said: bytes, status: int) -> tuple[list[str], str]:
@@ -80,6 +93,16 @@ async def test_an_illegal_frame_of_a_compiler_is_an_alarm(said: bytes) -> None:
 async def test_other_ends_are_none(said: bytes, status: int, code: str) -> None:
     """The twins: an answer, a refusal, and a module that takes too much raise no alarm."""
     assert await alarms(said, status) == ([], code)
+
+
+async def test_the_deadline_alone_ends_a_compiler() -> None:
+    """One that uses no CPU and says nothing is killed from here, and its module is to blame."""
+    zygote: Any = Silent()
+    compiler = Compiler(zygote, Budget(deadline_ms=20))
+    with pytest.raises(ExecutorError, match="not compiled within") as caught:
+        await compiler.compile(b"\0asm", memory_max=MIB)
+    zygote.socket.close()
+    assert caught.value.code == "module.too-complex"
 
 
 async def test_nobody_changes_an_artifact() -> None:
