@@ -151,6 +151,7 @@ PAIRS: dict[str, frozenset[str]] = {
     layers.USER: FORKS | ROOTS,  # limits of processes do not bind root
     # And what another user and no capabilities stop: see `without`.
     layers.NO_NEW_PRIVS: FORKS | ROOTS | {"chroot", "setgroups", "kernel-log"},
+    layers.LANDLOCK_FILES: frozenset({"signal-parent"}),  # where a slot has no user of its own
     layers.RLIMITS: FORKS | set(BY_OTHERS) - {"code-in-callbacks"},
     layers.WRITE_OR_EXECUTE: frozenset({"code-in-callbacks"}),
     layers.NO_DESCRIPTORS: frozenset({
