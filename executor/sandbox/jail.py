@@ -135,7 +135,12 @@ def rehearse() -> None:
     seccomp.assemble(seccomp.sandbox_rules(pid=1, socket=3), kernel.machine())
     user_of_slot(0)
     kernel.bounding_set()
-    descriptors()
+    plan = Plan(parent=0, rules=())
+    plan.look()
+    settle_code(plan)
+    _pages(plan)
+    descriptors(plan)
+    plan.close()
 
 
 def close_others(keep: Iterable[int], plan: Plan | None = None) -> None:
