@@ -13,6 +13,7 @@ NO_NEW_PRIVS: Final = "no-new-privs"
 LANDLOCK_FILES: Final = "landlock-files"
 LANDLOCK_TCP: Final = "landlock-tcp"
 LANDLOCK_SCOPES: Final = "landlock-scopes"
+WRITE_OR_EXECUTE: Final = "write-or-execute"
 NO_DESCRIPTORS: Final = "no-descriptors"
 SECCOMP: Final = "seccomp"
 NAMESPACES: Final = "namespaces"
@@ -20,7 +21,6 @@ NAMESPACES: Final = "namespaces"
 # Name → what it stops, in the order in which they are put on.
 LAYERS: Final[dict[str, str]] = {
     NAMESPACES: "a network and IPC of its own, with nothing in them",
-    RLIMITS: "no core file, no file, no process, no locked memory; memory bounded",
     USER: "a user of its own for each slot",
     CAPABILITIES: "no privilege of root",
     NOT_DUMPABLE: "no other process reads its memory",
@@ -29,6 +29,8 @@ LAYERS: Final[dict[str, str]] = {
     LANDLOCK_FILES: "no file can be opened, made or removed",
     LANDLOCK_TCP: "no TCP port is bound or connected to",
     LANDLOCK_SCOPES: "no signal and no abstract socket beyond itself",
+    RLIMITS: "no core file, no file, no process, no locked memory; memory bounded",
+    WRITE_OR_EXECUTE: "no memory is both writable and executable",
     NO_DESCRIPTORS: "no new descriptor can exist",
     SECCOMP: "26 system calls, arguments checked; any other one kills it",
 }
@@ -42,5 +44,5 @@ CANARIES: Final = ("open", "socket-inet", "fork", "execute-later", "signal-paren
 # namespaces); what they stop is stopped by one of these as well.
 REQUIRED: Final = frozenset({
     RLIMITS, CAPABILITIES, NOT_DUMPABLE, PARENT_DEATH, NO_NEW_PRIVS, LANDLOCK_FILES,
-    NO_DESCRIPTORS, SECCOMP,
+    WRITE_OR_EXECUTE, NO_DESCRIPTORS, SECCOMP,
 })  # fmt: skip

@@ -41,8 +41,8 @@ _NUMBERS: Final[dict[str, tuple[int, int]]] = {
     "init_module": (175, 105), "kexec_load": (246, 104), "reboot": (169, 142),
     "setrlimit": (160, 164), "prlimit64": (302, 261), "personality": (135, 92),
     "sched_setaffinity": (203, 122), "syslog": (103, 116), "modify_ldt": (154, 1_000_000),
-    "mmap": (9, 222), "mprotect": (10, 226), "fcntl": (72, 25), "ioctl": (16, 29),
-    "ftruncate": (77, 46), "pkey_mprotect": (329, 288), "sendto": (44, 206),
+    "mremap": (25, 216), "mmap": (9, 222), "mprotect": (10, 226), "fcntl": (72, 25),
+    "ioctl": (16, 29), "ftruncate": (77, 46), "pkey_mprotect": (329, 288), "sendto": (44, 206),
     "process_madvise": (440, 440), "landlock_create_ruleset": (444, 444),
     "rt_sigqueueinfo": (129, 138), "tgkill": (234, 131), "futex": (202, 98),
 }  # fmt: skip
@@ -60,8 +60,24 @@ _RWX: Final = 7
 _PRIVATE_ANONYMOUS: Final = 0x22
 _NOWHERE: Final = (1 << 64) - 1
 
+# A callback that nobody calls, and what returns from one.
+_Procedure: Final = ctypes.CFUNCTYPE(None)
+_CALLBACK: Final = _Procedure(lambda: None)
+_RETURN: Final = {"x86_64": b"\xc3", "aarch64": b"\xc0\x03\x5f\xd6"}
+_MUCH: Final = 16 << 30  # beyond the budget and what is reserved
+
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
+
+
+def _stack_end() -> int:
+    """Where the stack of the main thread ends; its last page is what the kernel left at exec."""
+    with open("/proc/self/maps", "rb") as maps:  # noqa: PTH123
+        spans = [line.split()[0] for line in maps if line.rstrip().endswith(b"[stack]")]
+    return int(spans[0].split(b"-")[1], 16) if spans else 4096
+
+
+_STACK_END: Final = _stack_end()
 
 Argument = int | ctypes.Array[ctypes.c_char]
 
@@ -96,6 +112,19 @@ def _execute_later() -> None:
     """Write first, make it executable afterwards: how a JIT does it."""
     address = _call("mmap", 0, 4096, _RW, _PRIVATE_ANONYMOUS, _NOWHERE, 0)
     _call("mprotect", address, 4096, 5)
+
+
+def _code_in_callbacks() -> None:
+    """Machine code into the memory where ctypes keeps the entries of callbacks, and call it."""
+    address = ctypes.cast(_CALLBACK, ctypes.c_void_p).value
+    assert address is not None
+    ctypes.memmove(address, _RETURN[platform.machine()], len(_RETURN[platform.machine()]))
+    _Procedure(address)()
+
+
+def _stretch_the_stack() -> None:
+    """Move a page of the stack to where it can be larger than any limit of data."""
+    _call("mremap", _STACK_END - 4096, 4096, _MUCH, 1)
 
 
 def _sleep() -> None:
@@ -155,6 +184,7 @@ ATTACKS: Final[dict[str, Callable[[], object]]] = {
     "execute-later": _execute_later,
     "pkey-mprotect": _simple("pkey_mprotect", 0, 0, 5, _NOWHERE),
     "shared-memory": _simple("mmap", 0, 4096, _RW, 0x21, _NOWHERE, 0),
+    "stack-mapping": _simple("mmap", 0, 4096, _RW, _PRIVATE_ANONYMOUS | 0x100, _NOWHERE, 0),
     "io-uring": _simple("io_uring_setup", 4, _ZERO),
     "bpf": _simple("bpf", 0, _ZERO, 72),
     "userfaultfd": _simple("userfaultfd", 1),
@@ -188,6 +218,15 @@ ATTACKS: Final[dict[str, Callable[[], object]]] = {
     "another-filter": _simple("landlock_create_ruleset", 0, 0, 1),
 }  # fmt: skip
 
+# Stopped by other layers than the filter: by memory that is either written or executed, which ends
+# the process, and by the limit of address space.
+ELSEWHERE: Final[dict[str, Callable[[], object]]] = {
+    "code-in-callbacks": _code_in_callbacks,
+    "stretch-the-stack": _stretch_the_stack,
+    "map-without-end": _simple("mmap", 0, 1 << 40, 1, _PRIVATE_ANONYMOUS | 0x4000, _NOWHERE, 0),
+    "data-beyond-the-budget": _simple("mmap", 0, 1 << 30, _RW, _PRIVATE_ANONYMOUS, _NOWHERE, 0),
+}
+
 HARMLESS: Final = {"nothing": _nothing, "sleep": _sleep}
 
 EXIT_PASSED: Final = 3  # the system let it happen
@@ -196,7 +235,7 @@ EXIT_REFUSED: Final = 4  # with an error; a filter would have killed
 
 def attempt(name: str) -> NoReturn:
     """Try one by name and leave with how it went. Errors  `sandbox.protocol-violation`."""
-    action = ATTACKS.get(name) or HARMLESS.get(name)
+    action = ATTACKS.get(name) or ELSEWHERE.get(name) or HARMLESS.get(name)
     if action is None:
         raise ExecutorError("sandbox.protocol-violation", "no such attack")
     with contextlib.suppress(OSError):

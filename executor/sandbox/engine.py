@@ -16,11 +16,16 @@ import wasmtime
 
 from executor.errors import ExecutorError
 from executor.sandbox import pooling
+from executor.sizes import MIB
 
 VERSION_MIN: Final = (50, 0, 1)
 VERSION_BELOW: Final = (51,)
 # Far below the 8 MiB of the main thread: the host's own frames of a host call lie on top of it.
 WASM_STACK_BYTES: Final = 512 * 1024
+# All that 32 bits address, and on either side what no bounds check looks at.
+_MEMORY_BYTES: Final = 4 * 1024 * MIB
+_GUARD_BYTES: Final = 32 * MIB
+RESERVED_BYTES: Final = _MEMORY_BYTES + 2 * _GUARD_BYTES
 _EMPTY_MODULE: Final = b"\0asm\1\0\0\0"
 
 SETTINGS: Final[tuple[tuple[str, bool | int | str], ...]] = (
@@ -33,6 +38,8 @@ SETTINGS: Final[tuple[tuple[str, bool | int | str], ...]] = (
     ("cranelift_debug_verifier", False),
     ("parallel_compilation", False),  # a process that compiled in parallel must not fork
     ("memory_init_cow", True),
+    ("memory_reservation", _MEMORY_BYTES),  # and guards: the limit of address space counts on them
+    ("memory_guard_size", _GUARD_BYTES),
     ("signals_based_traps", True),
     ("debug_info", False),
     ("profiler", "none"),
@@ -64,8 +71,8 @@ SETTINGS: Final[tuple[tuple[str, bool | int | str], ...]] = (
 # Settings of the library that stay as they are, so that a new one fails the test that lists them.
 DEFAULTS: Final = frozenset({
     "cache",  # off; ours is authenticated
-    "macos_use_mach_ports", "memory_guard_size", "memory_may_move", "memory_reservation",
-    "memory_reservation_for_growth", "native_unwind_info", "target",
+    "macos_use_mach_ports", "memory_may_move", "memory_reservation_for_growth",
+    "native_unwind_info", "target",
 })  # fmt: skip
 
 

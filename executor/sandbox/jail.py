@@ -1,9 +1,11 @@
 """The jail: what a process gives up before it meets bytes of a guest.
 
-`lock_down` walks a list of named steps in an order that matters: hard limits before privileges go,
-the user before what a change of user resets, Landlock while a descriptor can still exist, the
-system call filter last. Every return value is checked and nothing is skipped silently: a layer that
-cannot be had ends the process, or is left out of the list that it reports.
+`lock_down` walks a list of named steps in an order that matters: the user before what a change of
+user resets, Landlock while a descriptor can still exist, limits that count from what is mapped now
+when all is mapped, the system call filter last. A sandbox loads its artifacts between `FIRST` and
+`LAST`: those who read them are nobody already, and none of their code has run before the filter.
+Every return value is checked and nothing is skipped silently: a layer that cannot be had ends the
+process, or is left out of the list that it reports.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import resource
 import socket
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from executor.core.layers import (
@@ -27,10 +29,13 @@ from executor.core.layers import (
     RLIMITS,
     SECCOMP,
     USER,
+    WRITE_OR_EXECUTE,
 )
 from executor.errors import ExecutorError
 from executor.sandbox import kernel, landlock, seccomp
 
+_WINDOWS: Final = ("fd", "maps", "statm")
+_READ_BYTES: Final = 65_536
 _OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _SIGKILL: Final = 9
 # Users for the slots of one host, where nobody else has any: the first range that is mapped here.
@@ -50,6 +55,30 @@ class Plan:
     cpu_seconds: int = 0
     file_bytes: int = 0
     best_effort: bool = False
+    # Files of /proc/self that were opened while that was possible: name → descriptor.
+    windows: dict[str, int] = field(default_factory=dict)
+
+    def look(self) -> None:
+        """Open them: once Landlock is on, nothing is opened any more."""
+        for name in _WINDOWS:
+            if name not in self.windows:
+                self.windows[name] = os.open(f"/proc/self/{name}", os.O_RDONLY | os.O_CLOEXEC)
+
+    def read(self, name: str) -> bytes:
+        """The whole of one of them, as it is now. Errors  `OSError`."""
+        if name not in self.windows:
+            return _whole(f"/proc/self/{name}")
+        parts: list[bytes] = []
+        size = 0
+        while part := os.pread(self.windows[name], _READ_BYTES, size):
+            parts.append(part)
+            size += len(part)
+        return b"".join(parts)
+
+    def close(self) -> None:
+        """Let go of them."""
+        while self.windows:
+            os.close(self.windows.popitem()[1])
 
 
 # Names the layers that it put on.
@@ -75,7 +104,8 @@ def lock_down(plan: Plan, steps: Iterable[tuple[str, Step]] | None = None) -> tu
 def user_of_slot(slot: int) -> int:
     """The user of a slot: one that the user namespace has, or -1."""
     # In bytes: a codec that is needed here for the first time would be a file to open.
-    spans = [tuple(map(int, line.split())) for line in _lines("/proc/self/uid_map")]
+    lines = _whole("/proc/self/uid_map").splitlines()
+    spans = [tuple(map(int, line.split())) for line in lines]
     for first in _USERS:
         if any(start <= first and first + USERS_MAX <= start + size for start, _, size in spans):
             return first + slot
@@ -105,25 +135,37 @@ def rehearse() -> None:
     seccomp.assemble(seccomp.sandbox_rules(pid=1, socket=3), kernel.machine())
     user_of_slot(0)
     kernel.bounding_set()
-    descriptors()
+    plan = Plan(parent=0, rules=())
+    plan.look()
+    settle_code(plan)
+    _pages(plan)
+    descriptors(plan)
+    plan.close()
 
 
-def close_others(keep: Iterable[int]) -> None:
-    """Close every descriptor but 0-2 and `keep`, and look again.
+def close_others(keep: Iterable[int], plan: Plan | None = None) -> None:
+    """Close every descriptor but 0-2, `keep` and the plan's windows, and look again.
 
     Errors  `sandbox.containment-missing` if one is left.
     """
-    kept = {0, 1, 2, *keep}
-    for descriptor in descriptors() - kept:
+    kept = {0, 1, 2, *keep, *(plan.windows.values() if plan else ())}
+    for descriptor in descriptors(plan) - kept:
         os.close(descriptor)
-    left = descriptors() - kept
+    left = descriptors(plan) - kept
     if left:
         raise ExecutorError("sandbox.containment-missing", f"descriptors left open: {left}")
 
 
-def descriptors() -> set[int]:
-    """The descriptors that are open now; the one that lists them is closed again and left out."""
-    listed = [int(name) for name in os.listdir("/proc/self/fd")]  # noqa: PTH208 - 10 times faster
+def descriptors(plan: Plan | None = None) -> set[int]:
+    """The descriptors that are open now, through the plan's window where it has one.
+
+    The one that lists them otherwise is closed again and left out.
+    """
+    window = plan.windows.get("fd") if plan else None
+    if window is not None:
+        os.lseek(window, 0, os.SEEK_SET)
+    place = "/proc/self/fd" if window is None else window
+    listed = [int(name) for name in os.listdir(place)]  # noqa: PTH208 - 10 times faster
     return {descriptor for descriptor in listed if _is_open(descriptor)}
 
 
@@ -146,7 +188,7 @@ def _rlimits(plan: Plan) -> tuple[str, ...]:
         resource.RLIMIT_NPROC: 0, resource.RLIMIT_MEMLOCK: 0, resource.RLIMIT_MSGQUEUE: 0,
     }  # fmt: skip
     # Relative: an engine reserves gigabytes before anything runs.
-    mapped, data = _pages()
+    mapped, data = _pages(plan)
     if plan.data:
         limits[resource.RLIMIT_DATA] = data + plan.data
     if plan.address_space:
@@ -159,16 +201,16 @@ def _rlimits(plan: Plan) -> tuple[str, ...]:
     return (RLIMITS,)
 
 
-def _pages() -> tuple[int, int]:
+def _pages(plan: Plan) -> tuple[int, int]:
     """Bytes mapped in all, and those that are private and writable."""
-    fields = _lines("/proc/self/statm")[0].split()
+    fields = plan.read("statm").split()
     size = resource.getpagesize()
     return int(fields[0]) * size, int(fields[5]) * size
 
 
-def _lines(path: str) -> list[bytes]:
+def _whole(path: str) -> bytes:
     with open(path, "rb") as file:  # noqa: PTH123
-        return file.read().splitlines()
+        return file.read()
 
 
 def _user(plan: Plan) -> tuple[str, ...]:
@@ -219,12 +261,42 @@ def _no_new_privs(_plan: Plan) -> tuple[str, ...]:
     return (NO_NEW_PRIVS,)
 
 
-def _landlock(_plan: Plan) -> tuple[str, ...]:
+def _landlock(plan: Plan) -> tuple[str, ...]:
+    plan.look()
     return landlock.restrict()
 
 
-def _no_descriptors(_plan: Plan) -> tuple[str, ...]:
+def _write_or_execute(plan: Plan) -> tuple[str, ...]:
+    settle_code(plan)
+    return (WRITE_OR_EXECUTE,)
+
+
+def settle_code(plan: Plan) -> None:
+    """No page stays both writable and executable: what was written there is now only executed.
+
+    The library behind ctypes keeps the entries of callbacks in such a page. All of them were made
+    by imports; making one now ends the process.
+
+    Errors  `OSError` if one is left.
+    """
+    found = _writable_code(plan.read("maps"))
+    for start, end in found:
+        kernel.make_read_only_code(start, end - start)
+    if found and _writable_code(plan.read("maps")):
+        raise OSError("memory is both writable and executable")
+
+
+def _writable_code(maps: bytes) -> list[tuple[int, int]]:
+    if b"wx" not in maps:  # hundreds of lines, of which hardly one matters
+        return []
+    rows = [line.split(maxsplit=2) for line in maps.splitlines()]
+    spans = [row[0].split(b"-") for row in rows if b"wx" in row[1]]
+    return [(int(start, 16), int(end, 16)) for start, end in spans]
+
+
+def _no_descriptors(plan: Plan) -> tuple[str, ...]:
     """Open descriptors keep working; no new one can exist."""
+    plan.close()
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
     prove()
     return (NO_DESCRIPTORS,)
@@ -237,14 +309,19 @@ def _seccomp(plan: Plan) -> tuple[str, ...]:
     return (SECCOMP,)
 
 
-STEPS: Final[tuple[tuple[str, Step], ...]] = (
-    (RLIMITS, _rlimits),
+# Before artifacts are loaded, and after.
+FIRST: Final[tuple[tuple[str, Step], ...]] = (
     (USER, _user),
     (CAPABILITIES, _capabilities),
     (NOT_DUMPABLE, _dumpable),
     (PARENT_DEATH, _parent_death),
     (NO_NEW_PRIVS, _no_new_privs),
     (LANDLOCK_FILES, _landlock),
+)
+LAST: Final[tuple[tuple[str, Step], ...]] = (
+    (RLIMITS, _rlimits),
+    (WRITE_OR_EXECUTE, _write_or_execute),
     (NO_DESCRIPTORS, _no_descriptors),
     (SECCOMP, _seccomp),
 )
+STEPS: Final = (*FIRST, *LAST)

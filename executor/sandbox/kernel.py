@@ -46,6 +46,8 @@ CAP_KILL: Final = 5
 CAP_SETGID: Final = 6
 CAP_SETUID: Final = 7
 CAP_SETPCAP: Final = 8
+_PROT_READ: Final = 1
+_PROT_EXEC: Final = 4
 _CAPABILITY_VERSION_3: Final = 0x20080522
 _CAPABILITIES: Final = 64
 
@@ -90,6 +92,11 @@ def prctl(option: int, *values: int) -> int:
 def unshare(flags: int) -> None:
     """Leave namespaces. Errors  `OSError`."""
     checked(_libc.unshare(ctypes.c_int(flags)), "unshare")
+
+
+def make_read_only_code(address: int, size: int) -> None:
+    """Let these pages be read and executed, and never written. Errors  `OSError`."""
+    syscall("mprotect", address, size, _PROT_READ | _PROT_EXEC)
 
 
 def set_capabilities(kept: int) -> None:

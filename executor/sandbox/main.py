@@ -14,7 +14,7 @@ from typing import Final, NoReturn
 
 import wasmtime
 
-from executor.core.frames import START_CODES, Failed, Fork, Ready, Run, encode
+from executor.core.frames import START_CODES, Failed, Fork, Load, Ready, Run, encode
 from executor.errors import ExecutorError
 from executor.sandbox import attacks, compiler, jail, seccomp, zygote
 from executor.sandbox.channel import Channel, Closed
@@ -107,43 +107,54 @@ def _play(order: Fork, fds: Sequence[int], channel: Channel, warm: Warm, parent:
         case "compiler":
             compiler.serve(order, fds, channel, warm, parent)
         case "attack":
-            attack(order, fds, parent)
+            attack(order, fds, warm, parent)
         case _:
             raise ExecutorError("sandbox.protocol-violation", "no such role")
 
 
 def sandbox(order: Fork, fds: Sequence[int], channel: Channel, warm: Warm, parent: int) -> NoReturn:
-    """Load, lock down, say Ready, serve until the socket closes (`Closed`)."""
+    """Lock down while loading, warm up, say Ready, serve until the socket closes (`Closed`).
+
+    An artifact is native code that another process wrote: what reads it has no rights any more,
+    and what runs it, be it a start section, has the filter on.
+    """
     page = StatusPage(fds[1])
     host = Host(channel.ask)
-    programs, mapped = _load(channel, fds[2:], warm.engine, host)
-    jail.close_others({fds[0], *mapped})
-    layers = jail.lock_down(jail.Plan(
-        parent=parent, rules=seccomp.sandbox_rules(pid=os.getpid(), socket=fds[0]),
-        user=jail.user_of_slot(order.slot), data=order.data, best_effort=order.best_effort,
-    ))  # fmt: skip
+    load = channel.load()
+    plan = _plan(order, fds[0], warm, parent)
+    jail.close_others({fds[0], *fds[2:]})
+    layers = jail.lock_down(plan, jail.FIRST)
+    programs, mapped = _load(load, fds[2:], warm.engine, host, plan)
+    jail.close_others({fds[0], *mapped}, plan)
+    layers += jail.lock_down(plan, jail.LAST)
+    for program in programs:
+        warm_up(program, host)
     channel.send(Ready(layers, warm.mark))
     serve(channel, programs, host, page)
 
 
-def attack(order: Fork, fds: Sequence[int], parent: int) -> NoReturn:
+def attack(order: Fork, fds: Sequence[int], warm: Warm, parent: int) -> NoReturn:
     """Lock down as a sandbox does, then try what an escaped guest would."""
     jail.close_others({fds[0]})
-    user = jail.user_of_slot(order.slot)
-    jail.lock_down(jail.Plan(
-        parent=parent, rules=seccomp.sandbox_rules(pid=os.getpid(), socket=fds[0]),
-        user=user, data=order.data, best_effort=order.best_effort,
-    ))  # fmt: skip
+    jail.lock_down(_plan(order, fds[0], warm, parent))
     attacks.attempt(order.attack)
 
 
+def _plan(order: Fork, socket_fd: int, warm: Warm, parent: int) -> jail.Plan:
+    return jail.Plan(
+        parent=parent, rules=seccomp.sandbox_rules(pid=os.getpid(), socket=socket_fd),
+        user=jail.user_of_slot(order.slot), data=order.data,
+        address_space=order.data + warm.reserved, best_effort=order.best_effort,
+    )  # fmt: skip
+
+
 def _load(
-    channel: Channel, artifacts: Sequence[int], engine: wasmtime.Engine, host: Host
+    load: Load, artifacts: Sequence[int], engine: wasmtime.Engine, host: Host, plan: jail.Plan
 ) -> tuple[list[PublicProgram], set[int]]:
-    """The programs of the Load frame, each instantiated once, and the engine's descriptors."""
+    """The programs of the Load frame, none of which has run, and the engine's descriptors."""
     programs: list[PublicProgram] = []
-    given = jail.descriptors()
-    for place, functions in channel.load().modules:
+    given = jail.descriptors(plan)
+    for place, functions in load.modules:
         if place >= len(artifacts):
             raise ExecutorError("sandbox.protocol-violation", "no such artifact")
         try:
@@ -151,14 +162,17 @@ def _load(
         except wasmtime.WasmtimeError as error:
             raise ExecutorError("sandbox.start-failed", f"artifact: {error}") from error
         programs.append(prepare(engine, module, functions, host))
-        warm_up(programs[-1], host)
     # The engine maps the artifact for each instance's data from a read-only descriptor of its
     # own; it stays open, ours does not.
-    return programs, jail.descriptors() - given
+    return programs, jail.descriptors(plan) - given
 
 
 def warm_up(program: PublicProgram, host: Host) -> None:
-    """Instantiate once without fuel, so that images and trampolines exist before the lock-down."""
+    """Instantiate once without fuel: the first attempt finds images and trampolines made.
+
+    After the filter, since a start section is code of the artifact; without fuel it ends at once,
+    unless the artifact was forged. Making an image needs no call that the filter forbids.
+    """
     run = Run(
         seq=1, module=0, input=b"", fuel=0, memory_bytes=program.memory_min,
         table_elements=2**31, output_bytes=0, log_bytes=0, log_lines=0, calls=0, mediated_calls=0,

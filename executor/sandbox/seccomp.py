@@ -39,6 +39,7 @@ _JUMP_MAX: Final = 255
 PROT_WRITE: Final = 2
 PROT_EXEC: Final = 4
 MAP_SHARED: Final = 1
+MAP_GROWSDOWN: Final = 0x100  # a stack, which no limit of data counts
 SIGABRT: Final = 6
 # Commands of futex; the flags beside them are private and realtime.
 _FUTEX_MASK: Final = 0x7F
@@ -93,7 +94,7 @@ def _rules(pid: int, socket: int, protect: tuple[Condition, ...]) -> tuple[Rule,
         ("recvfrom", own),
         ("sendto", own),
         ("mprotect", protect),
-        ("mmap", (Lacks(2, PROT_EXEC), Lacks(3, MAP_SHARED))),
+        ("mmap", (Lacks(2, PROT_EXEC), Lacks(3, MAP_SHARED | MAP_GROWSDOWN))),
         *((name, ()) for name in _FREE),
         ("read", own),
         ("write", (Is(0, (socket, 2)),)),

@@ -15,7 +15,7 @@ import wasmtime
 
 from executor.core.frames import Answer, Call, Run
 from executor.errors import ExecutorError
-from executor.sandbox.engine import build, fingerprint
+from executor.sandbox.engine import RESERVED_BYTES, build, fingerprint
 from executor.sandbox.host import Host
 from executor.sandbox.instance import execute
 from executor.sandbox.linker import prepare
@@ -70,6 +70,7 @@ class Warm:
     engine: wasmtime.Engine
     mark: str
     module: wasmtime.Module
+    reserved: int = 0  # bytes of address space that each instance takes for its memory
 
     def rehearse(self, names: Collection[str] = _USUAL) -> set[str]:
         """Link the built-in module and let it end in these ways; the codes of that.
@@ -95,7 +96,7 @@ def warm_up(*, pooled: bool) -> Warm:
         for place, code in enumerate(_ENDS.values())
     )
     module = wasmtime.Module(engine, _TEXT.format(cases=cases))
-    warm = Warm(engine, fingerprint(engine), module)
+    warm = Warm(engine, fingerprint(engine), module, 0 if pooled else RESERVED_BYTES)
     ended = warm.rehearse(_ENDS)
     if ended != _CODES:
         found = ", ".join(sorted(ended ^ _CODES))

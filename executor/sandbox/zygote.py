@@ -8,6 +8,7 @@ descriptors that the child is born with.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import resource
@@ -82,6 +83,9 @@ def _lock_down() -> tuple[str, ...]:
     except OSError:
         # Root without its capabilities, as in containers: fewer than asked for is what we want.
         kernel.set_capabilities(0)
+    with contextlib.suppress(OSError):
+        # Children inherit it. Each of them looks again, and says it when there is such memory.
+        jail.settle_code(jail.Plan(parent=os.getpid(), rules=()))
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     jail.hide_memory()

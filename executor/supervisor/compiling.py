@@ -15,7 +15,7 @@ import os
 import signal
 import socket
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -36,6 +36,7 @@ from executor.supervisor.zygote import Child, Zygote
 
 _READ: Final = 64 * 1024
 _KILLED: Final = -int(signal.SIGKILL)
+_FORBIDDEN: Final = -int(signal.SIGSYS)
 # Compilers use the slots behind those of sandboxes, of which there are 256 at most.
 COMPILER_SLOTS: Final = 256
 COMPILERS_MAX: Final = 64
@@ -131,6 +132,8 @@ class Compiler:
     large: Budget = field(default_factory=lambda: Budget(2048 * MIB, 60, 60_000))
     turns: Turns = field(default_factory=Turns)
     started: int = 0
+    # A sign of attack, by its kind: the module took its compiler over, or a bug looks like it.
+    on_violation: Callable[[str], None] = lambda _kind: None
 
     async def compile(
         self, module: bytes, *, tenant: str, memory_max: int, large: bool = False
@@ -178,6 +181,8 @@ class Compiler:
         born = asyncio.Event()
 
         def exited(status: int, why: str) -> None:
+            if status == _FORBIDDEN:
+                self.on_violation("forbidden-call")
             if not gone.done():  # cancelled: nobody wants to know any more
                 gone.set_result((status, why))
 
@@ -194,7 +199,7 @@ class Compiler:
             except OSError as error:
                 raise ExecutorError("sandbox.start-failed", f"errno {error.errno}") from error
             self.started += 1
-            talk = loop.create_task(_converse(ours, encode(order)))
+            talk = loop.create_task(self._converse(ours, encode(order)))
             try:
                 try:
                     await _watch(talk, child, born, budget.deadline_ms / 1000)
@@ -215,6 +220,15 @@ class Compiler:
         if status == _KILLED:
             return None
         raise ExecutorError("module.too-complex", f"the compiler died: {ended(status)}")
+
+    async def _converse(self, ours: socket.socket, order: bytes) -> Compiled | None:
+        try:
+            return await _converse(ours, order)
+        except ExecutorError as error:
+            if error.code != "sandbox.protocol-violation":
+                raise
+            self.on_violation("illegal-frame")
+            raise ExecutorError("module.invalid", "the compiler broke its protocol") from error
 
 
 async def _watch(
@@ -282,7 +296,7 @@ async def _converse(ours: socket.socket, order: bytes) -> Compiled | None:
                     case Failed() if frame.code in START_CODES:
                         raise ExecutorError(frame.code, frame.message)
                     case _:
-                        raise ExecutorError("module.invalid", "the compiler broke its protocol")
+                        raise ExecutorError("sandbox.protocol-violation", "no answer")
     except (BrokenPipeError, ConnectionResetError):
         pass
     return None

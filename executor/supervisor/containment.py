@@ -13,7 +13,8 @@ from executor.core.layers import CANARIES, LAYERS, REQUIRED
 from executor.errors import ExecutorError
 from executor.model import MIB
 from executor.supervisor.job import Job
-from executor.supervisor.process import Death, SandboxProcess, contradicted
+from executor.supervisor.process import Death, SandboxProcess
+from executor.supervisor.proofs import contradicted
 from executor.supervisor.zygote import Child, Zygote
 
 _DATA_BYTES: Final = 64 * MIB

@@ -262,6 +262,8 @@ class Pipeline:
         self.telemetry.log.event(name, **facts)
         if facts.get("code") == "sandbox.protocol-violation":
             self.telemetry.security_event("illegal-frame", **facts)
+        elif name == "sandbox.forbidden-call":
+            self.telemetry.security_event("forbidden-call", **facts)
 
     # Cancelled ids.
 

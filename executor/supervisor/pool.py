@@ -34,7 +34,8 @@ from executor.core.layers import REQUIRED
 from executor.errors import TABLE, Class
 from executor.model import Failure, Finished, Receipt
 from executor.supervisor.job import Admitted, Job, ModuleKey, admitted_of, finished, killed
-from executor.supervisor.process import Death, SandboxProcess, contradicted
+from executor.supervisor.process import Death, SandboxProcess
+from executor.supervisor.proofs import contradicted
 from executor.supervisor.slots import Retire, Slots, Start, Wait
 from executor.supervisor.zygote import Zygote
 
@@ -419,6 +420,8 @@ class Pool:
         if death.code:
             self.owner.on_event("sandbox.died", tenant=sandbox.tenant, pid=sandbox.pid,
                                 code=death.code, detail=death.detail)  # fmt: skip
+        if death.forbidden:
+            self.owner.on_event("sandbox.forbidden-call", tenant=sandbox.tenant, pid=sandbox.pid)
         guilty, seqs = _to_blame(death, jobs), {job.seq for job in jobs}
         for job in jobs:
             # What it really used died with it; by the clock, it is near enough.

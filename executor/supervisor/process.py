@@ -16,12 +16,12 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 from executor.core.frames import Answer, Call, Conversation, Done, Failed, Load, Ready, Run, encode
-from executor.core.layers import CAPABILITIES, NO_NEW_PRIVS, REQUIRED, SECCOMP, USER
+from executor.core.layers import REQUIRED
 from executor.errors import ExecutorError
 from executor.model import MIB
 from executor.supervisor.job import Job, ModuleKey
@@ -51,6 +51,7 @@ class Death:
     guilty: int  # seq, or 0
     ready: bool  # whether it had ever been ready
     facts: tuple[tuple[str, str | int], ...] = ()
+    forbidden: bool = False  # by a system call that its filter does not have
 
 
 class Owner(Protocol):
@@ -432,6 +433,8 @@ class SandboxProcess(asyncio.Protocol):
         if death.code == "limit.deadline-exceeded" and self._status[0] != death.guilty:
             # It ended and another began between the look and the kill: that one did not overrun.
             death = replace(death, guilty=0)
+        if self._exited[0] == -signal.SIGSYS:
+            death = replace(death, forbidden=True)
         jobs = list(self._jobs.values())
         self._jobs.clear()
         self._close_page()
@@ -468,28 +471,3 @@ def ended(status: int) -> str:
         return signal.Signals(-status).name
     except ValueError:
         return f"exit status {status}" if status >= 0 else f"signal {-status}"
-
-
-# Layer → line of /proc/PID/status → what it must say.
-_PROOFS: Final[dict[str, tuple[tuple[str, Callable[[str], bool]], ...]]] = {
-    NO_NEW_PRIVS: (("NoNewPrivs", lambda text: text == "1"),),
-    SECCOMP: (("Seccomp", lambda text: text == "2"), ("Threads", lambda text: text == "1")),
-    CAPABILITIES: tuple(
-        (name, lambda text: int(text, 16) == 0) for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")
-    ),
-    USER: (("Uid", lambda text: "0" not in text.split()),
-           ("Gid", lambda text: "0" not in text.split())),
-}  # fmt: skip
-
-
-def contradicted(pid: int, layers: Iterable[str]) -> frozenset[str]:
-    """Which of the layers that a sandbox claims the kernel does not confirm."""
-    try:
-        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:  # noqa: PTH123
-            lines = dict(line.split(":\t", 1) for line in file if ":\t" in line)
-    except OSError:
-        return frozenset(layers)
-    return frozenset(
-        layer for layer in layers
-        if not all(holds(lines.get(name, "x").strip()) for name, holds in _PROOFS.get(layer, ()))
-    )  # fmt: skip

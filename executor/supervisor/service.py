@@ -65,9 +65,9 @@ def assemble(
     config: Config, ports: Ports, *, key: SecretKey, telemetry: Telemetry, zygote: Zygote
 ) -> Pipeline:
     """A pipeline with its pool, registry, mediator and settler; nothing is started yet."""
-    registry = Registry(
-        ports.modules, ports.trust, new_compiler(config, zygote), _cache(config, telemetry)
-    )
+    compiler = new_compiler(config, zygote)
+    compiler.on_violation = lambda kind: telemetry.security_event(kind, process="compiler")
+    registry = Registry(ports.modules, ports.trust, compiler, _cache(config, telemetry))
     settler = Settler(
         environment=config.text("host.environment"), key=key, rules=config.rules,
         trust=ports.trust, outbox=ports.outbox, records=ports.records, telemetry=telemetry,

@@ -49,7 +49,7 @@ async def test_killed_from_outside() -> None:
     ],
 )  # fmt: skip
 async def test_crashed(number: int, detail: str) -> None:
-    """A signal of its own making is a crash, whatever its number; the slot is free again."""
+    """A signal of its own making is a crash, whatever its number; SIGSYS is an alarm."""
     async with Rig() as rig:
         rig.publish("hold", guests.HOLD)
         rig.ask("hold")
@@ -58,6 +58,8 @@ async def test_crashed(number: int, detail: str) -> None:
         again = await rig.put_off()
         assert (again.crashes, again.history[-1].code) == (1, "sandbox.crashed")
         assert [facts["detail"] for facts in rig.journal.of("sandbox.died")] == [detail]
+        forbidden = ["forbidden-call"] if number == signal.SIGSYS else []
+        assert rig.journal.security() == forbidden
         rig.buckets.gate.set()
         assert (await rig.record(rig.ask("hold"))).code == ""
 

@@ -28,7 +28,7 @@ from executor.core.frames import (
     encode,
 )
 from executor.model import KIB, MIB, PAYLOAD_MAX
-from executor.sandbox.engine import build
+from executor.sandbox.engine import RESERVED_BYTES, build
 from executor.sandbox.host import Host
 from executor.sandbox.instance import execute
 from executor.sandbox.linker import PublicProgram, prepare
@@ -247,6 +247,13 @@ class Rooms:
             room.send(Load(tuple((place, functions) for place in range(len(artifacts)))))
         return room
 
+    def compiler(self, source: int, artifact: int, **fields: Any) -> Room:
+        """A compiler that was sent nothing yet; its descriptors are closed with it."""
+        self._fds += [artifact, source]
+        room = Room(self.nursery, "compiler", source, artifact, **fields)
+        self._open.append(room)
+        return room
+
     def ready(self, *wats: str) -> Room:
         """A sandbox with these modules, ready for attempts."""
         room = self.sandbox(*(self.artifact(wat) for wat in wats))
@@ -260,9 +267,7 @@ class Rooms:
         """The compiler's answer, the artifact's descriptor, and how the process ended."""
         artifact = memfd()
         source = memfd(module)
-        self._fds += [artifact, source]
-        room = Room(self.nursery, "compiler", source, artifact, data=GIB, cpu_seconds=10)
-        self._open.append(room)
+        room = self.compiler(source, artifact, data=GIB, cpu_seconds=10)
         room.send(Compile(memory_max, large))
         answer = room.next()
         return answer, artifact, room.exit_status()
@@ -287,6 +292,12 @@ def nursery(request: pytest.FixtureRequest) -> Iterator[Nursery]:
     made = Nursery(pooled=request.param == "pooled")
     yield made
     made.close()
+
+
+@pytest.fixture
+def reserved(nursery: Nursery) -> int:
+    """Bytes of address space that an instance takes in the fork server's children."""
+    return 0 if nursery.pooled else RESERVED_BYTES
 
 
 @pytest.fixture

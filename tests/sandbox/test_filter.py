@@ -55,7 +55,7 @@ def documented(role: str, name: str, arguments: Arguments) -> bool:
         case "write":
             return first in {SOCKET, 2}
         case "mmap":
-            return not third & 4 and not fourth & 1
+            return not third & 4 and not fourth & 0x101
         case "mprotect":
             return not third & 4 if role == "sandbox" else third < 8 and third not in {6, 7}
         case "futex":
@@ -131,7 +131,8 @@ def many() -> Iterator[Arguments]:
     rights = (*range(9), 15, 16, 1 << 24, 1 << 31, 4 << 32, 6 << 32, HIGH | 4, HIGH | 6, HIGH | 3)
     for first, third in itertools.product((*descriptors, *(HIGH | d for d in descriptors)), rights):
         yield filled(first, 0, third, 0x22)
-    for third, fourth in itertools.product(rights, (0, 1, 2, 3, 0x21, 0x22, 1 << 32, HIGH | 0x21)):
+    kinds = (0, 1, 2, 3, 0x21, 0x22, 0x100, 0x122, 1 << 32, HIGH | 0x21, HIGH | 0x122)
+    for third, fourth in itertools.product(rights, kinds):
         yield filled(0, 4096, third, fourth)
     for second in itertools.chain(range(1024), (HIGH | 1, HIGH | 2, 1 << 32, 2**32 - 1, 1 << 31)):
         yield filled(0, second, 0, 0)
@@ -253,7 +254,7 @@ def policy(role: str) -> Iterator[tuple[str, tuple[Masked, ...]]]:
     for name in ("read", "recvfrom", "sendto", "write"):
         yield name, ((0, _INT, SOCKET),)
     yield "write", ((0, _INT, 2),)
-    yield "mmap", ((2, 4, 0), (3, 1, 0))
+    yield "mmap", ((2, 4, 0), (3, 0x101, 0))
     if role == "sandbox":
         yield "mprotect", ((2, 4, 0),)
     else:

@@ -49,6 +49,7 @@ class Nursery:
     """One zygote and the statuses of its children."""
 
     def __init__(self, *, pooled: bool = True) -> None:
+        self.pooled = pooled
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self.process = subprocess.Popen(

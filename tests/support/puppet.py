@@ -20,7 +20,7 @@ import pytest
 
 from executor.core.frames import Answer, Done, Frame, Load, Reader, Ready, Run, encode
 from executor.core.layers import REQUIRED
-from executor.supervisor import process
+from executor.supervisor import process, proofs
 from executor.supervisor.zygote import Child, Zygote
 
 
@@ -80,7 +80,7 @@ class Puppet:
         frame = await self.next()
         assert isinstance(frame, Load), frame
         await self.started.wait()
-        while process.contradicted(self.child.pid, layers):  # noqa: ASYNC110 - no event
+        while proofs.contradicted(self.child.pid, layers):  # noqa: ASYNC110 - no event
             await asyncio.sleep(0)  # until the harmless process is locked down
         await self.send(Ready(layers, "puppet"))
         return frame
