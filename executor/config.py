@@ -50,7 +50,7 @@ KEYS: Final[dict[str, dict[str, Key]]] = {
                           RETRY_AFTER_MAX_MS),
         "drain_ms": Key(20_000, "below the 30 s that service managers wait", 0, 600_000),
         "window": Key(256, "messages held at once; 512 gains 16 % over 64 and holds more", 1, 4096),
-        "window_shared": Key(32, "the same while several tenants have work: a flood of 256 in hand "
+        "window_shared": Key(24, "the same while several tenants have work: a flood of 256 in hand "
                              "put 10 ms before a neighbour's task, of 16 some 2", 1, 4096),
         "outcomes_days": Key(7, "once-only holds as long as outcomes are kept", 1, 3650),
         "outcomes_max_mib": Key(1_024, "reserved on disk for each tenant, like its queue; about a "

@@ -60,7 +60,7 @@ def list_(tenant: str | None, filters: Filters) -> None:
         return
     if not found:
         out.say("no dead letters match" if filters.given
-                else "no dead letters · every task that ended has a result")  # fmt: skip
+                else "no open dead letters · discarded ones: executor dead show ID")  # fmt: skip
         return
     header = ("ID", "TASK", "CODE", "ATTEMPTS", "AGE", "SIGNER")
     out.data({}, output.table(header, found))

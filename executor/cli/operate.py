@@ -143,7 +143,7 @@ def publish(module: Path, tenant: str | None) -> None:
         f"{live.tenant}/{live.task} {live.version} is live\n{live.digest}",
     )  # fmt: skip
     if missing:
-        out.warn(f"its tasks will be denied until [[grant]] allows: {'; '.join(missing)}")
+        out.warn(f"its tasks will be denied until [[grant]] has, a line each: {'; '.join(missing)}")
 
 
 @click.command("serve", cls=Verb)

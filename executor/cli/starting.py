@@ -16,7 +16,7 @@ from executor.core.signature import SecretKey
 from executor.errors import ExecutorError
 
 _CONFIG: Final = """\
-# Every key: executor config show. What grants stands in [[grant]]; without it nothing is allowed.
+# Every setting: executor config show. What grants is a [[grant]]; without it nothing is allowed.
 
 [host]
 environment = "dev"

@@ -283,7 +283,7 @@ def _denied(
 ) -> ExecutorError:  # fmt: skip
     names = ", ".join(f"`{name}`" for _, functions in missing for name in sorted(functions))
     lines = "; ".join(grant_line(capability, functions) for capability, functions in missing)
-    hint = f"add under [[grant]] of tenant `{tenant}`, task `{task}`: {lines}"
+    hint = f"add under [[grant]] of tenant `{tenant}`, task `{task}`, a line each: {lines}"
     above = sorted({_short(c) for c, _ in missing} - party.ceiling.capabilities)
     if above:
         hint += f"; and raise the tenant's ceiling by {', '.join(above)}"

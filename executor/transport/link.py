@@ -57,7 +57,7 @@ _HMSG: Final = re.compile(
 
 
 class _Client(Client):
-    """nats-py's client with three private methods mended (nats-py 2.16.0).
+    """nats-py's client with four private methods mended (nats-py 2.16.0).
 
     A submitter chooses the bytes of subject and headers. Where they are no UTF-8, or no headers at
     all, nats-py raises inside its read loop, which then ends without a word: connected, and deaf.
@@ -65,6 +65,9 @@ class _Client(Client):
     Its `flush` gives up by cancelling the future of its PING; when the PONG comes after all,
     setting that future's result raises and ends the read loop: connected, and deaf until the stale
     connection is noticed much later (seen with a stopped server).
+
+    It writes a PING straight to the socket, past what is queued: the PONG then proves nothing of
+    what was sent before (a refused subscription was not yet known, acks had not left).
     """
 
     def __init__(self) -> None:
@@ -86,6 +89,11 @@ class _Client(Client):
             _client=self, _sid=sid, subject=subject.decode("utf-8", "backslashreplace"),
             reply=reply.decode("utf-8", "backslashreplace"), data=data, headers=headers,
         )  # fmt: skip
+
+    async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
+        self._pongs.append(future if future is not None else asyncio.Future())
+        await self._send_command(parser.PING_OP + b"\r\n")
+        await self._flush_pending()
 
     async def _process_pong(self) -> None:
         if not self._pongs:

@@ -77,7 +77,8 @@ def _interrupted(clean: Shell, number: signal.Signals) -> Done:
     process = clean.start("demo", "-v")
     assert process.stderr is not None
     for line in process.stderr:
-        if b" serving " in line:
+        # Its first sandbox: the tasks are still to come, however fast the machine is.
+        if b" sandbox.started " in line or b" serving " in line:
             process.send_signal(number)
             break
     return finish(process)

@@ -25,7 +25,7 @@ from tests.support.served import TENANT, Site
 SHORT = guests.working(1_000_000)
 MIDDLE = guests.working(20_000_000)  # some 20 ms
 LONG = guests.working(1_000_000_000)  # half a second or so
-LONGER = guests.working(4_000_000_000)  # longer than the shortest lease
+LONGER = guests.working(4_000_000_000, 4)  # longer than the shortest lease
 ENDLESS = guests.working(4_000_000_000, 50)  # as far as the deadline of a minute lets it
 
 

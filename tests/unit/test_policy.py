@@ -164,7 +164,7 @@ def test_everything_that_is_missing_is_named_at_once() -> None:
     error = denial("log_write", "clock_now_ns", "kv_get", "kv_put", "random_fill", using=using)
     assert error.detail == "`clock_now_ns`, `kv_get`, `kv_put`, `random_fill`"
     assert error.hint == (
-        "add under [[grant]] of tenant `acme`, task `thumbs`: clock = true; "
+        "add under [[grant]] of tenant `acme`, task `thumbs`, a line each: clock = true; "
         'kv = { prefix = "", mode = "write" }; random = true; '
         "and raise the tenant's ceiling by clock, random"
     )
