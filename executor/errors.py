@@ -228,6 +228,10 @@ class ExecutorError(Exception):
         """One sentence without a full stop."""
         return f"{self.row.message}: {self.detail}" if self.detail else self.row.message
 
+    def again(self) -> ExecutorError:
+        """The same, for whoever keeps one: raised itself, it would keep every frame it passed."""
+        return ExecutorError(self.code, self.detail, hint=self.hint, **self.facts)
+
     def __reduce__(self) -> tuple[object, ...]:
         """Exceptions with keyword arguments do not pickle; nothing here may be pickled anyway."""
         raise TypeError("ExecutorError is not pickled")

@@ -59,6 +59,8 @@ async def serve(
     except ExecutorError as error:
         if error.code == "capability.deadline-exceeded":
             return abi.DEADLINE, b"the call's deadline passed"
+        if error.code == "capability.bad-argument":
+            return abi.BAD_ARGUMENT, b"the bucket takes no such key"
         return abi.UNAVAILABLE, b"the bucket is unavailable"
 
 

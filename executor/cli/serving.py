@@ -225,6 +225,7 @@ class Host:
         self._steering = Steering(
             self.config.text("host.environment"), self.pipeline.guards, self.pipeline.cancelling,
             self.pipeline.schedules, self.telemetry, self.pipeline.now_ms,
+            self.pipeline.look_again,
         )  # fmt: skip
         self._watch = Watch(self.connection, self._entry)
         await self._watch.start()
@@ -340,14 +341,14 @@ class Host:
             self.connection, [queue(t) for t in config.policy.tenants if t.name not in before],
             stream_options(self.config),
         )  # fmt: skip
+        for name in sorted(before - after):
+            await self._intake.remove(name)
         self.config = config
         self._trust.replace(config)
         self.pipeline.decide_again()
         for release in self._modules.releases():
             self._released(release)
         share(self.pipeline.pool.slots, config)
-        for name in sorted(before - after):
-            await self._intake.remove(name)
         for tenant in config.policy.tenants:
             if tenant.name not in before:
                 await self._intake.add(tenant)

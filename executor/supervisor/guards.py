@@ -55,8 +55,10 @@ class Guards:
         """Whether an operator holds this task up."""
         return bool(self.paused) and (tenant, task) in self.paused
 
-    def held_up(self, job: Job, admitted: Admitted) -> Failure | None:
-        """Why this module must not run now, if it must not."""
+    def held_up(self, job: Job, admitted: Admitted, task: str = "") -> Failure | None:
+        """Why this module must not run now, if it must not; `task`, where it stands in for one."""
+        if self.is_paused(job.request.tenant, task or job.request.task):
+            return Failure("task.paused")
         if self.quarantined and admitted.digest in self.quarantined:
             return Failure("module.quarantined", f"`{admitted.digest}`")
         tenant = job.request.tenant

@@ -83,8 +83,10 @@ class Leases:
             self._renewal.cancel()
 
     def _turn(self) -> None:
-        self.renew()
-        self.start()
+        try:
+            self.renew()
+        finally:  # whatever one job meets, the others' leases go on
+            self.start()
 
     def renew(self) -> None:
         """Renew every lease, and let go of those that lapsed."""

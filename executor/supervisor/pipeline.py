@@ -158,7 +158,8 @@ class Pipeline:
         elif known is None or look:
             self._start(job, self._slowly(job))
         elif isinstance(known, ExecutorError):
-            raise known
+            # Not raised: it is kept, and would keep the frames, and so the jobs, of all it met.
+            self._refuse(job, known)
         else:
             self._dispatch(job, known)
 
@@ -213,6 +214,14 @@ class Pipeline:
             self.pool.retire_module(digest)
         self.pool.retire_all()
         for job in waiting:
+            if self.trust.policy().tenant(job.request.tenant) is None:
+                self._give_back(job)  # another executor may serve it yet
+            else:
+                self.on_again(job)
+
+    def look_again(self) -> None:
+        """A task was paused or a module put in quarantine: what has not started is held up too."""
+        for job in self.pool.take_waiting():
             self.on_again(job)
 
     def on_again(self, job: Job) -> None:
@@ -240,6 +249,9 @@ class Pipeline:
             return
         job.admitted = admitted
         job.forget_calls()
+        if self.cancelling.has(job.request, self.now_ms()):
+            self._refuse(job, ExecutorError(_CANCELLED))
+            return
         held_up = self.guards.held_up(job, admitted)
         if held_up is not None:
             self.on_finished(job, Finished(held_up, Receipt()))
@@ -304,6 +316,8 @@ class Pipeline:
     def _finish(self, job: Job, finished: Finished) -> None:
         cancelled = isinstance(finished.outcome, Failure) and finished.outcome.code == _CANCELLED
         if job.instead is not None and not cancelled:
+            # Learnt of its own module; what becomes of the task is not its to decide.
+            self.guards.note(job, finished, Settlement(Action.NOTHING, job.request))
             self._end_fallback(job, finished, job.instead)
             return
         settlement = settle(
@@ -333,7 +347,7 @@ class Pipeline:
         except ExecutorError as error:
             self._end_fallback(job, Finished(as_failure(error), Receipt()), instead)
             return
-        held_up = self.guards.held_up(job, other)
+        held_up = self.guards.held_up(job, other, task)
         if held_up is not None:
             self._end_fallback(job, Finished(held_up, Receipt()), instead)
         elif not job.settled and not job.ended:
@@ -399,8 +413,6 @@ class Pipeline:
         job.settled = True
         self.leases.give_up(job)
         self.settled[what] = self.settled.get(what, 0) + 1
-        if job.delivery.lease:
-            self.intake.completed(job.delivery.tenant)
         if self._ids.get(_id_of(job)) is job:
             del self._ids[_id_of(job)]
         for follower in job.followers:
@@ -408,6 +420,8 @@ class Pipeline:
                 self._give_back(follower)
             elif not follower.settled and not follower.ended and not self._follows(follower):
                 self._start(follower, self._slowly(follower))
+        if job.delivery.lease:
+            self.intake.completed(job.delivery.tenant)
 
     def _lost(self, job: Job) -> None:
         """Its lease lapsed: the redelivery owns the task."""

@@ -81,7 +81,7 @@ class Registry:
         """Bring a task's live release to where it can run. Errors  `module.*`, `policy.*`."""
         known = self.now(tenant, task)
         if isinstance(known, ExecutorError):
-            raise known
+            raise known.again()
         if known is not None:
             return known
         name = (tenant, task)
@@ -111,7 +111,7 @@ class Registry:
             stays = TABLE[error.code].klass in FINAL
             until = float("inf") if stays else time.monotonic() + _REFUSAL_S
             if generation == self._generation:
-                self._refused[name] = _Refusal(error, release.digest, until)
+                self._refused[name] = _Refusal(error.again(), release.digest, until)
             raise
 
     async def _examine(self, release: Release) -> Admitted:

@@ -83,7 +83,8 @@ class Settler:
                                 envelope.encode_retry(request, job.origin))  # fmt: skip
             outgoing = Outgoing(
                 subjects.later(tenant, task, task_id, number), b"",
-                headers={"Nats-Msg-Id": f"{tenant}.{number}"},
+                # With the time: the sequences of a tenant that is made again begin anew.
+                headers={"Nats-Msg-Id": f"{tenant}.{number}.{job.delivery.stored_at}"},
                 schedule_at_ms=at, schedule_target=subjects.due(tenant, task),
             )  # fmt: skip
         else:

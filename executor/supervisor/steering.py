@@ -32,6 +32,7 @@ class Steering:
     schedules: Schedules
     telemetry: Telemetry
     now_ms: Callable[[], int]
+    on_held_up: Callable[[], None] = lambda: None
 
     def entry(self, key: str, value: bytes | None) -> bool:
         """Take one entry, None when it was removed; False: it is of a type not known here."""
@@ -68,6 +69,7 @@ class Steering:
         else:
             known = True
             self.guards.paused[name] = str(fields["why"])
+            self.on_held_up()
         if known:
             self.telemetry.log.event(
                 "paused" if fields else "resumed", task="/".join(name),
@@ -81,6 +83,7 @@ class Steering:
             self.telemetry.log.event("quarantine-lifted", digest=digest)
         else:
             self.guards.quarantined[digest] = str(fields["code"])
+            self.on_held_up()
 
     def _breaker(self, rest: list[str], fields: _Fields | None) -> None:
         name = (rest[0], rest[1], rest[2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 
 import pytest
@@ -15,6 +16,7 @@ from executor.core.envelope import Record
 from executor.errors import ExecutorError
 from executor.model import Digest, TaskRequest
 from executor.supervisor.guards import module_of, sandboxes_of, target_of
+from executor.supervisor.job import Job
 from executor.supervisor.steering import Steering
 from executor.telemetry import Telemetry
 from tests.support import guests
@@ -407,3 +409,52 @@ async def test_a_quarantine_names_its_digest() -> None:
         key = "quarantine." + "ab" * 32
         say(rig, "quarantine", key, at=1, code="sandbox.crashed", task="a/b", by="x")
         assert list(rig.guards.quarantined) == [Digest("sha256:" + "ab" * 32)]
+
+
+async def test_what_is_refused_is_let_go() -> None:
+    """A module that is refused for good costs no memory for each task that meets it."""
+    async with Rig() as rig:
+        rig.publish("main", guests.working(1), key=guests.STRANGER)
+        for _ in range(50):
+            rig.ask("main", b"x" * 1_000)
+        await rig.settle_down()
+        assert {record.code for record in rig.records().values()} == {"module.signer-untrusted"}
+        await asyncio.sleep(0)
+        gc.collect()
+        assert sum(isinstance(kept, Job) for kept in gc.get_objects()) <= 2
+
+
+async def test_a_pause_holds_up_what_waits_for_a_sandbox() -> None:
+    """What was dispatched and not yet sent is put off, and what runs goes on to its end."""
+    async with Rig() as rig:
+        rig.publish("hold", guests.HOLD)
+        rig.publish("echo", guests.ECHO, tenant=OTHER)
+        running = rig.ask("hold")
+        await rig.until(rig.buckets.at_gate)
+        waiting = rig.ask("echo", tenant=OTHER)
+        rig.guards.paused[OTHER, "echo"] = "tests"
+        rig.pipeline.look_again()
+        assert (await rig.put_off()).id == waiting.id
+        rig.buckets.gate.set()
+        assert (await ended(rig, running)).code == ""
+
+
+async def test_a_paused_task_stands_in_for_nobody() -> None:
+    """A fallback whose own task is paused is not run; the failure stands."""
+    async with Rig(fallback_config('"guest.trap"', 'task = "echo"')) as rig:
+        rig.publish("main", guests.TRAP)
+        rig.publish("echo", guests.ECHO)
+        rig.guards.paused[TENANT, "echo"] = "tests"
+        record = await ended(rig, rig.ask("main"))
+        assert (record.code, dict(record.facts)["fallback"]) == ("guest.trap", "task.paused")
+
+
+async def test_the_breaker_hears_of_a_fallback() -> None:
+    """What a fallback's own module does to its sandbox counts against that module."""
+    async with Rig(fallback_config('"guest.trap"', 'task = "spin"')) as rig:
+        rig.publish("main", guests.TRAP)
+        other = rig.publish("spin", guests.SPIN)
+        record = await ended(rig, rig.ask("main", limits=(("deadline_ms", 200),)))
+        assert record.code == "guest.trap"
+        assert dict(record.facts)["fallback"] == "limit.deadline-exceeded"
+        assert rig.guards.breakers._known[module_of(TENANT, other.digest)].score == 1
