@@ -80,8 +80,9 @@ class Trust:
     _policy = policies.Policy(tenants=(policies.Tenant(TENANT),))
 
     def publishers(self, tenant: str, task: str) -> Sequence[policies.Publisher]:
-        """Nobody is asked."""
-        raise AssertionError("the stub registry asks for no publisher")
+        """Nobody signs: the stub registry looks at no signature."""
+        del tenant, task
+        return ()
 
     def policy(self) -> policies.Policy:
         """One tenant."""
