@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.command import Done, Shell, finish
+from tests.servers import eventually
 
 CODES = {
     "limit.fuel-exhausted", "limit.memory-exceeded", "limit.deadline-exceeded", "guest.trap",
@@ -76,9 +77,12 @@ def test_demo_for_people(clean: Shell) -> None:
 def _interrupted(clean: Shell, number: signal.Signals) -> Done:
     process = clean.start("demo", "-v")
     folder = Path(clean.env["TMPDIR"])
+
+    async def begun() -> bool:
+        return process.poll() is not None or bool(await asyncio.to_thread(os.listdir, folder))
+
     # Its server's folder is there, and a second of work is still to come on the fastest machine.
-    while not any(folder.iterdir()) and process.poll() is None:
-        time.sleep(0.001)
+    asyncio.run(eventually(begun))
     process.send_signal(number)
     return finish(process)
 
