@@ -15,9 +15,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from executor import config_tables
+from executor import config_document
+from executor.config_document import TABLES, Document
 from executor.config_tables import LIMIT_NAMES, Key, Reader, Value
-from executor.core.policy import Policy, Publisher, is_wider
+from executor.core.policy import Policy, Publisher
 from executor.core.seal import ExecutorKey
 from executor.core.settlement import RETRY_AFTER_MAX_MS, Rules
 from executor.errors import ExecutorError
@@ -91,7 +92,6 @@ KEYS: Final[dict[str, dict[str, Key]]] = {
     },
 }  # fmt: skip
 
-_TABLES: Final = ("tenant", "grant", "publisher", "executor")
 _USER_INFO: Final = re.compile(r"//[^/]*@")  # of a URL: a user's name, mostly with a password
 
 
@@ -102,9 +102,7 @@ class Config:
     values: Mapping[str, Value]
     sources: Mapping[str, str]  # "default", "environment NAME", "FILE:LINE", "flag"
     policy: Policy
-    publishers: tuple[Publisher, ...] = ()
-    executors: tuple[ExecutorKey, ...] = ()
-    revoked: frozenset[str] = frozenset()
+    document: Document = field(default_factory=Document)
     folder: Path = field(default_factory=Path)
 
     def text(self, name: str) -> str:
@@ -122,6 +120,29 @@ class Config:
         """A file named relative to the configuration's folder; None when unset."""
         value = self.text(name)
         return self.folder / value if value else None
+
+    @property
+    def publishers(self) -> tuple[Publisher, ...]:
+        """Whose modules run, and for which tasks."""
+        return self.document.publishers
+
+    @property
+    def executors(self) -> tuple[ExecutorKey, ...]:
+        """Whose outcomes are believed."""
+        return self.document.executors
+
+    @property
+    def revoked(self) -> frozenset[str]:
+        """Digests and key ids that count no more."""
+        return self.document.revoked
+
+    def granting(self, document: Document) -> Config:
+        """The same host under another statement of who may do what."""
+        policy = replace(
+            self.policy, tenants=document.tenants, grants=document.grants,
+            access=document.access, requirements=document.requirements,
+        )  # fmt: skip
+        return replace(self, policy=policy, document=document)
 
     @property
     def rules(self) -> Rules:
@@ -169,43 +190,19 @@ def parse(text: str, *, folder: Path, name: str, environ: Mapping[str, str]) -> 
     except (ValueError, RecursionError) as error:  # also a number of 5000 digits
         raise ExecutorError("config.invalid", f"{name}: {error}") from error
     reader = Reader(text, name, folder)
-    for section in sorted(document.keys() - KEYS.keys() - {*_TABLES, "trust"}):
-        reader.unknown("", section, [*KEYS, *_TABLES, "trust"], reader.where(section))
+    for section in sorted(document.keys() - KEYS.keys() - {*TABLES, "trust"}):
+        reader.unknown("", section, [*KEYS, *TABLES, "trust"], reader.where(section))
     values, sources = _scalars(reader, document, environ)
     config = Config(values=values, sources=sources, policy=Policy(), folder=folder)
-    trust = config_tables.tables(reader, document, "trust", config_tables.trust)
-    tenants = config_tables.tables(reader, document, "tenant", config_tables.tenant)
-    grants = config_tables.tables(reader, document, "grant", config_tables.grant)
-    publishers = config_tables.tables(reader, document, "publisher", config_tables.publisher)
-    executors = config_tables.tables(reader, document, "executor", config_tables.executor)
-    names = [tenant.name for tenant in tenants]
-    for index, tenant in enumerate(names):
-        if tenant in names[:index]:
-            where = reader.where("tenant", index=index)
-            reader.fail("config.invalid", f"{where} is a second tenant `{tenant}`")
-    for index, grant in enumerate(grants):
-        if grant.tenant not in names:
-            where = reader.where("grant", index=index)
-            reader.fail("config.invalid", f"{where} grants to unknown tenant `{grant.tenant}`")
-    granting = Policy(tenants=tuple(tenants), grants=tuple(grants))
-    for index, grant in enumerate(grants):
-        if is_wider(granting, grant):
-            where = reader.where("grant", index=index)
-            reader.fail("config.invalid", f"{where}: its fallback may do more than its own task")
+    granting = config_document.read(reader, document)
     _check_files(reader, config)
     reader.finish()
     limits = Limits(**{
         field_name: int(values[f"limits.{key}"]) * unit  # type: ignore[arg-type]  # checked ints
         for key, (field_name, unit) in LIMIT_NAMES.items()
     })  # fmt: skip
-    policy = Policy(
-        limits=limits, tenants=tuple(tenants), grants=tuple(grants),
-        attempts_max=config.rules.attempts_max,
-    )  # fmt: skip
-    return replace(
-        config, policy=policy, publishers=tuple(publishers), executors=tuple(executors),
-        revoked=frozenset().union(*trust),
-    )  # fmt: skip
+    config = replace(config, policy=Policy(limits=limits, attempts_max=config.rules.attempts_max))
+    return config.granting(granting)
 
 
 def _scalars(

@@ -4,6 +4,7 @@ that keeps every error of a file until it is read to its end.
 
 from __future__ import annotations
 
+import datetime as dt
 import difflib
 import re
 from collections.abc import Callable
@@ -13,7 +14,8 @@ from typing import Any, Final
 
 from executor.core import subjects
 from executor.core.abi import SHORT_NAMES
-from executor.core.policy import NO_LIMIT, Ceiling, Grant, Publisher, Tenant
+from executor.core.access import ACTIONS, Binding, Party
+from executor.core.policy import NO_LIMIT, Ceiling, Grant, Publisher, Requirement, Tenant
 from executor.core.seal import ExecutorKey
 from executor.core.signature import PublicKey
 from executor.errors import TABLE, Class, ExecutorError
@@ -175,6 +177,36 @@ class _Table:
             return ()
         return tuple(value)
 
+    def tokens(self, key: str, default: list[str] | None = None) -> frozenset[str]:
+        """A set of names, or of "*"."""
+        found = self.texts(key, default)
+        for name in found:
+            if name != "*" and not subjects.is_token(name):
+                self.fail(f'`{key}` has `{name}`, which is neither "*" nor a name')
+        return frozenset(found)
+
+    def patterns(self, key: str) -> tuple[str, ...]:
+        """A list of TENANT/TASK, either part may be "*"."""
+        found = self.texts(key)
+        for pattern in found:
+            parts = pattern.split("/")
+            if len(parts) != 2 or not all(p == "*" or subjects.is_token(p) for p in parts):  # noqa: PLR2004
+                self.fail(f"`{key}` has `{pattern}`, which is not TENANT/TASK")
+        return found
+
+    def date(self, key: str) -> int:
+        """A day, or a time with its zone, in ms; 0 when unset."""
+        self._known.append(key)
+        value = self._table.pop(key, None)
+        if value is None:
+            return 0
+        if type(value) is dt.date:
+            value = dt.datetime(value.year, value.month, value.day, tzinfo=dt.UTC)
+        if not isinstance(value, dt.datetime) or value.tzinfo is None:
+            self.fail(f"`{key}` is neither a day, 2030-01-31, nor a time with its zone")
+            return 0
+        return int(value.timestamp() * 1000)
+
     def count(self, key: str, default: int, *, high: int) -> int:
         value: int = self.take(key, int, default)
         if not 1 <= value <= high:
@@ -304,6 +336,7 @@ def tenant(table: _Table) -> Tenant:
         weight=table.count("weight", 1, high=1_000),
         sandboxes_max=table.count("sandboxes_max", NO_LIMIT, high=NO_LIMIT),
         tasks_per_s=table.count("tasks_per_s", NO_LIMIT, high=NO_LIMIT),
+        roles=table.texts("roles", ["submitter", "reader"]),
     )  # fmt: skip
 
 
@@ -328,17 +361,56 @@ def grant(table: _Table) -> Grant:
 
 def publisher(table: _Table) -> Publisher:
     """One [[publisher]]."""
-    tasks = table.texts("tasks")
-    for pattern in tasks:
-        parts = pattern.split("/")
-        if len(parts) != 2 or not all(p == "*" or subjects.is_token(p) for p in parts):  # noqa: PLR2004
-            table.fail(f"`tasks` has `{pattern}`, which is not TENANT/TASK")
     return Publisher(
-        table.token("name"), table.key("key"), tasks, table.ceiling("ceiling"),
+        table.token("name"), table.key("key"), table.patterns("tasks"), table.ceiling("ceiling"),
         large=table.take("large", bool, default=False),
     )  # fmt: skip
 
 
 def executor(table: _Table) -> ExecutorKey:
-    """One [[executor]]."""
-    return ExecutorKey(table.token("name"), table.key("key"), table.texts("tenants", ["*"]))
+    """One [[executor]]: outcomes stored until its `not_after` stay believed."""
+    return ExecutorKey(
+        table.token("name"),
+        table.key("key"),
+        table.texts("tenants", ["*"]),
+        not_after=table.date("not_after"),
+        not_before=table.date("not_before"),
+    )
+
+
+def party(table: _Table) -> Party:
+    """One [[operator]] or [[submitter]]."""
+    return Party(
+        table.token("name"), table.key("key"), table.date("not_before"), table.date("not_after")
+    )
+
+
+operator = submitter = party
+
+
+def role(table: _Table) -> tuple[str, frozenset[str]]:
+    """One [[role]]: its name and actions."""
+    actions = table.texts("actions")
+    for action in actions:
+        if action not in ACTIONS:
+            table.fail(f"`actions` has `{action}`, which is none of {', '.join(ACTIONS)}")
+    return table.token("name"), frozenset(actions)
+
+
+def binding(table: _Table) -> Binding:
+    """One [[binding]]; `who` has names still, which become principals when all are read."""
+    why = table.take("why", str)
+    if not why.strip():
+        table.fail("`why` is empty: every authority has a reason")
+    return Binding(
+        table.token("role"), frozenset(table.texts("who")), table.tokens("tenants", ["*"]),
+        table.tokens("tasks", ["*"]), table.take("deny", bool, default=False), why,
+    )  # fmt: skip
+
+
+def requirement(table: _Table) -> Requirement:
+    """One [[requirement]]."""
+    return Requirement(
+        table.patterns("tasks"), table.count("signatures", 1, high=16),
+        table.texts("builders", []),
+    )  # fmt: skip

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from executor.core import abi
+from executor.core.access import Access
 from executor.core.manifest import Manifest
 from executor.core.signature import PublicKey
 from executor.errors import ExecutorError
@@ -46,6 +47,7 @@ class Tenant:
     weight: int = 1  # of its share of fuel, against other tenants that have work
     sandboxes_max: int = NO_LIMIT  # at once, hence attempts at once
     tasks_per_s: int = NO_LIMIT  # taken from its queue
+    roles: tuple[str, ...] = ("submitter", "reader")  # of whoever may use its subjects
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +84,28 @@ class Publisher:
 
     def may_sign(self, tenant: str, task: str) -> bool:
         """Whether modules of this task are believed when this key signed them."""
-        for pattern in self.tasks:
-            of_tenant, _, of_task = pattern.partition("/")
-            if of_tenant in {ANY, tenant} and of_task in {ANY, task}:
-                return True
-        return False
+        return _matches(self.tasks, tenant, task)
+
+
+def _matches(patterns: Iterable[str], tenant: str, task: str) -> bool:
+    for pattern in patterns:
+        of_tenant, _, of_task = pattern.partition("/")
+        if of_tenant in {ANY, tenant} and of_task in {ANY, task}:
+            return True
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """What modules of these tasks need beyond one publisher's signature."""
+
+    tasks: tuple[str, ...]
+    signatures: int = 1  # of distinct publishers' keys
+    builders: tuple[str, ...] = ()  # who must have built it, by name; empty: no provenance needed
+
+    def covers(self, tenant: str, task: str) -> bool:
+        """Whether it speaks of the task."""
+        return _matches(self.tasks, tenant, task)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +117,8 @@ class Policy:
     grants: tuple[Grant, ...] = ()
     attempts_max: int = 3
     version: int = 0
+    access: Access = field(default_factory=Access)
+    requirements: tuple[Requirement, ...] = ()
 
     def tenant(self, name: str) -> Tenant | None:
         """The tenant of that name."""

@@ -32,12 +32,16 @@ class NotAuthenticError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ExecutorKey:
-    """A key that may speak as an executor: for which tenants ("*": all), until when (ms)."""
+    """A key that may speak as an executor: for which tenants ("*": all), and when (ms, 0: always).
+
+    What was stored while the key was valid stays believed after it has expired.
+    """
 
     name: str
     key: PublicKey
     tenants: tuple[str, ...] = ("*",)
     not_after: int = 0
+    not_before: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,8 @@ class Opener:
             raise NotAuthenticError("by no executor that is trusted")
         if signer.not_after and stored_at > signer.not_after:
             raise NotAuthenticError("by a key that had expired")
+        if stored_at < signer.not_before:
+            raise NotAuthenticError("by a key that was not valid yet")
         if "*" not in signer.tenants and tenant not in signer.tenants:
             raise NotAuthenticError("by a key that may not speak for this tenant")
         leaf = signature.leaf(
