@@ -11,6 +11,7 @@ from typing import Final, NewType
 from executor.sizes import KIB as KIB  # noqa: PLC0414 - told on to whoever needs values as well
 from executor.sizes import MIB as MIB  # noqa: PLC0414
 from executor.sizes import PAYLOAD_MAX as PAYLOAD_MAX  # noqa: PLC0414
+from executor.values import light_dataclass
 
 Digest = NewType("Digest", str)  # "sha256:" and 64 hex digits, over the whole file
 TaskId = NewType("TaskId", str)
@@ -72,7 +73,7 @@ class Authority:
     attempts_max: int = 3
 
 
-@dataclass(frozen=True, slots=True)
+@light_dataclass(frozen=True, slots=True)
 class Delivery:
     """One hand-over of a message by the transport. `lease` is the transport's own handle."""
 
@@ -95,7 +96,7 @@ class PastAttempt:
     at: int  # ms
 
 
-@dataclass(frozen=True, slots=True)
+@light_dataclass(frozen=True, slots=True)
 class TaskRequest:
     """The decoded message that asks for one task."""
 
@@ -127,7 +128,7 @@ class Release:
     version: str
 
 
-@dataclass(frozen=True, slots=True)
+@light_dataclass(frozen=True, slots=True)
 class Receipt:
     """What an attempt used; part of every terminal record."""
 
@@ -145,7 +146,7 @@ class Receipt:
     containment: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@light_dataclass(frozen=True, slots=True)
 class LogLine:
     """One line a guest logged; `text` is the guest's and is escaped before it is shown."""
 
@@ -153,7 +154,7 @@ class LogLine:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@light_dataclass(frozen=True, slots=True)
 class Result:
     """A task's success."""
 
@@ -176,7 +177,7 @@ class Failure:
 Outcome = Result | Failure
 
 
-@dataclass(frozen=True, slots=True)
+@light_dataclass(frozen=True, slots=True)
 class Finished:
     """How an attempt ended and what it used."""
 
@@ -187,7 +188,7 @@ class Finished:
     last_calls: tuple[tuple[str, int], ...] = ()  # as in `frames.Done`
 
 
-@dataclass(frozen=True, slots=True)
+@light_dataclass(frozen=True, slots=True)
 class Outgoing:
     """One message for a stream.
 
@@ -208,7 +209,7 @@ class Outgoing:
     schedule_zone: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@light_dataclass(frozen=True, slots=True)
 class Stored:
     """The stream has it; `duplicate` if it already had a message with this `Nats-Msg-Id`."""
 

@@ -13,7 +13,6 @@ import re
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Final, TextIO
 
 from opentelemetry import metrics, trace
@@ -32,6 +31,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from executor.errors import ExecutorError
 from executor.model import Failure, Finished, LogLine, TaskRequest
+from executor.values import light_dataclass
 
 SPAN_SUBMIT: Final = "task submit"
 SPAN_ATTEMPT: Final = "task attempt"
@@ -150,7 +150,7 @@ def producer_span(tenant: str, task: str, task_id: str, tracer: trace.Tracer | N
     return carrier.get("traceparent", "")
 
 
-@dataclass(frozen=True, slots=True)
+@light_dataclass(frozen=True, slots=True)
 class AttemptFacts:
     """What a span says of one attempt beside its outcome; times in ms since 1970."""
 

@@ -15,7 +15,7 @@ Nothing here decodes a task's input.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 import msgpack
@@ -33,6 +33,7 @@ from executor.model import (
     TaskId,
     TaskRequest,
 )
+from executor.values import light_dataclass
 
 VERSION: Final = 2
 VERSIONS: Final = (1, 2)  # what is read
@@ -64,7 +65,7 @@ _TEXT_MAX: Final = 32 * KIB
 _AUDIENCE_MAX: Final = 320
 
 
-@dataclass(frozen=True, slots=True)
+@light_dataclass(frozen=True, slots=True)
 class Sealed:
     """An authenticated envelope as it was read; nothing in it is proved yet."""
 
@@ -78,7 +79,7 @@ class Sealed:
     version: int = 1
 
 
-@dataclass(frozen=True, slots=True)
+@light_dataclass(frozen=True, slots=True)
 class Draft:
     """What is to be sealed: an outcome, a dead letter or a retry."""
 
@@ -89,7 +90,7 @@ class Draft:
     version: int = 1
 
 
-@dataclass(frozen=True, slots=True)
+@light_dataclass(frozen=True, slots=True)
 class Origin:
     """The submitter's message as it arrived: kept whole, or as size, digest and prefix."""
 
@@ -105,7 +106,7 @@ class Origin:
         return len(self.data) == self.size
 
 
-@dataclass(frozen=True, slots=True)
+@light_dataclass(frozen=True, slots=True)
 class Record:
     """A terminal record: a result when `code` is empty, else a dead letter."""
 

@@ -15,9 +15,9 @@ Descriptors travel beside Fork and Forked; in frames they are places in that lis
 from __future__ import annotations
 
 import struct
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Any, Final
 
 import msgpack
@@ -25,6 +25,7 @@ import msgpack
 from executor.core import abi
 from executor.errors import ExecutorError
 from executor.sizes import KIB, PAYLOAD_MAX
+from executor.values import light_dataclass
 
 # An input or output, 64 KiB of log, 8 KiB of message and room for the fields round them.
 FRAME_MAX: Final = PAYLOAD_MAX + 256 * KIB
@@ -38,8 +39,6 @@ LAST_CALLS_MAX: Final = 8
 # In place of a call's error number: it had not returned.
 UNRETURNED: Final = 1
 
-# The text of an answer that would go beyond `Run.call_bytes`.
-_SPENT: Final = b"the bytes of its calls are spent"
 _LENGTH: Final = struct.Struct(">I")
 # What a record can hold: a sandbox must not make a number that nobody can read back.
 _INT_MAX: Final = 2**53 - 1
@@ -55,7 +54,7 @@ class Load:
     modules: tuple[tuple[int, tuple[str, ...]], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@light_dataclass(frozen=True, slots=True)
 class Run:
     """One attempt. `module` is an index into Load.modules; sizes in bytes."""
 
@@ -74,7 +73,7 @@ class Run:
     host_ms: int = 2**53 - 1
 
 
-@dataclass(frozen=True, slots=True)
+@light_dataclass(frozen=True, slots=True)
 class Answer:
     """The mediator's answer to a Call: a length ≥ 0 with data, or an error number with a text."""
 
@@ -92,7 +91,7 @@ class Ready:
     engine: str
 
 
-@dataclass(frozen=True, slots=True)
+@light_dataclass(frozen=True, slots=True)
 class Call:
     """A mediated host call of the running attempt; `ordinal` counts from 0."""
 
@@ -103,7 +102,7 @@ class Call:
     value: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@light_dataclass(frozen=True, slots=True)
 class Done:
     """The last frame of an attempt. `code` is "" for a result; `facts` are names and values.
 
@@ -214,16 +213,32 @@ Check = Callable[[Any], bool]
 _EXTENTS: Final[dict[Check, tuple[int, int]]] = {}
 
 
+# Of the plain checks: the type, and the least and most of a number or the longest of the others.
+_BOUNDS: Final[dict[Check, tuple[type, int, int]]] = {}
+
+
 def _int(low: int, high: int) -> Check:
-    return lambda value: type(value) is int and low <= value <= high
+    def check(value: Any) -> bool:
+        return type(value) is int and low <= value <= high
+
+    _BOUNDS[check] = int, low, high
+    return check
+
+
+def _sized(kind: type[str | bytes], size: int) -> Check:
+    def check(value: Any) -> bool:
+        return type(value) is kind and len(value) <= size
+
+    _BOUNDS[check] = kind, 0, size
+    return check
 
 
 def _text(size: int) -> Check:
-    return lambda value: type(value) is str and len(value) <= size
+    return _sized(str, size)
 
 
 def _bytes(size: int) -> Check:
-    return lambda value: type(value) is bytes and len(value) <= size
+    return _sized(bytes, size)
 
 
 def _function(value: Any) -> bool:
@@ -337,7 +352,7 @@ def _check_shape(body: bytes) -> None:
     """
     kind = body[_KIND_PLACES.get(body[0], 0)]
     if kind >= len(_FRAMES):
-        raise _violation("not a frame")
+        raise violation("not a frame")
     items, depth = _SHAPES[kind]
     text = FRAME_MAX if kind == _KINDS[Compiled] else _TEXT_MAX
     place, size = 0, len(body)
@@ -349,14 +364,14 @@ def _check_shape(body: bytes) -> None:
         left[-1] -= 1
         items -= 1
         if items < 0 or place >= size:
-            raise _violation("not a frame")
+            raise violation("not a frame")
         byte = body[place]
         place += 1
         skip = _FIRST_BYTES[byte]
         if skip < 0:
             width = -skip % 10
             if skip == _ILLEGAL:
-                raise _violation("not a frame")
+                raise violation("not a frame")
             length = (
                 int.from_bytes(body[place : place + width], "big")
                 if width
@@ -366,27 +381,86 @@ def _check_shape(body: bytes) -> None:
             if skip <= _ARRAY:
                 left.append(length)
                 if length > items or len(left) > depth + 1:
-                    raise _violation("not a frame")
+                    raise violation("not a frame")
                 continue
             if skip <= _TEXT:
                 text -= length
                 if text < 0:
-                    raise _violation("not a frame")
+                    raise violation("not a frame")
             skip = length
         place += skip
     if place != size:
-        raise _violation("not a frame")
+        raise violation("not a frame")
 
 
 _KINDS: Final = {cls: kind for kind, (cls, _) in enumerate(_FRAMES)}
 _FIELD_NAMES: Final = {cls: tuple(f.name for f in fields(cls)) for cls, _ in _FRAMES}
 
 
+class _Form:
+    """One kind of frame, its checks sorted by what they cost: a task meets two frames at least."""
+
+    def __init__(self, cls: type, checks: tuple[Check, ...]) -> None:
+        self.cls: Final = cls
+        self.kind: Final = _KINDS[cls]
+        names = _FIELD_NAMES[cls]
+        self._get: Final = attrgetter(*names)
+        self._single: Final = len(names) == 1
+        known = {check: _BOUNDS.get(check) for check in checks} | {_bool: (bool, 0, 0)}
+        plain = [(place, known[check]) for place, check in enumerate(checks, 1)]
+        self._types: Final = [int, *(bound[0] if bound else list for _, bound in plain)]
+        self._numbers: Final = tuple(
+            (place, *bound[1:]) for place, bound in plain if bound and bound[0] is int
+        )
+        self._sizes: Final = tuple(
+            (place, bound[2]) for place, bound in plain if bound and bound[0] in {str, bytes}
+        )
+        self._lists: Final = tuple(
+            (place, check) for place, check in enumerate(checks, 1) if not known[check]
+        )
+
+    def values(self, frame: Frame) -> tuple[Any, ...]:
+        """A frame as it is packed."""
+        got = self._get(frame)
+        return (self.kind, got) if self._single else (self.kind, *got)
+
+    def frame(self, values: list[Any]) -> Frame:
+        """A frame as it was unpacked, every field checked. Errors  `sandbox.protocol-violation`."""
+        # One pass for all types; true is no number here, since its type is another.
+        if list(map(type, values)) != self._types:
+            if len(values) != len(self._types):
+                raise violation(f"{self.cls.__name__} with {len(values) - 1} fields")
+            raise self._refused(next(
+                place for place, kind in enumerate(self._types) if type(values[place]) is not kind
+            ))  # fmt: skip
+        for place, low, high in self._numbers:
+            if not low <= values[place] <= high:
+                raise self._refused(place)
+        for place, size in self._sizes:
+            if len(values[place]) > size:
+                raise self._refused(place)
+        for place, check in self._lists:
+            if not values[place]:
+                values[place] = ()
+            elif not check(values[place]):
+                raise self._refused(place)
+            else:
+                values[place] = _freeze(values[place])
+        frame: Frame = self.cls(*values[1:])
+        return frame
+
+    def _refused(self, place: int) -> ExecutorError:
+        return violation(
+            f"{self.cls.__name__}.{_FIELD_NAMES[self.cls][place - 1]} is out of bounds"
+        )
+
+
+_FORMS: Final = tuple(_Form(cls, checks) for cls, checks in _FRAMES)
+
+
 def encode(frame: Frame) -> bytes:
     """One frame with its length in front."""
-    cls = type(frame)
-    values = [_KINDS[cls], *(getattr(frame, name) for name in _FIELD_NAMES[cls])]
-    body: bytes = msgpack.packb(values)
+    body: bytes = msgpack.packb(_FORMS[_KINDS[type(frame)]].values(frame))
     return _LENGTH.pack(len(body)) + body
 
 
@@ -394,7 +468,8 @@ def _freeze(value: Any) -> Any:
     return tuple(map(_freeze, value)) if type(value) is list else value
 
 
-def _violation(detail: str) -> ExecutorError:
+def violation(detail: str) -> ExecutorError:
+    """What a sandbox dies of that says what it must not."""
     return ExecutorError("sandbox.protocol-violation", detail)
 
 
@@ -413,20 +488,13 @@ def decode(body: bytes) -> Frame:
             max_array_len=IMPORTS_MAX, max_map_len=0, max_ext_len=0,
         )  # fmt: skip
     except Exception as error:  # the library raises a dozen types; all mean the same here
-        raise _violation("not a frame") from error
+        raise violation("not a frame") from error
     if type(values) is not list or not values or type(values[0]) is not int:
-        raise _violation("not a frame")
+        raise violation("not a frame")
     kind = values[0]
-    if not 0 <= kind < len(_FRAMES):
-        raise _violation(f"unknown kind {kind}")
-    cls, checks = _FRAMES[kind]
-    if len(values) != len(checks) + 1:
-        raise _violation(f"{cls.__name__} with {len(values) - 1} fields")
-    for name, ok, value in zip(_FIELD_NAMES[cls], checks, values[1:], strict=True):
-        if not ok(value):
-            raise _violation(f"{cls.__name__}.{name} is out of bounds")
-    frame: Frame = cls(*map(_freeze, values[1:]))
-    return frame
+    if not 0 <= kind < len(_FORMS):
+        raise violation(f"unknown kind {kind}")
+    return _FORMS[kind].frame(values)
 
 
 class Reader:
@@ -443,7 +511,7 @@ class Reader:
             while len(self._buffer) - start >= _LENGTH.size:
                 (size,) = _LENGTH.unpack_from(self._buffer, start)
                 if size > FRAME_MAX:
-                    raise _violation(f"a frame of {size} bytes")
+                    raise violation(f"a frame of {size} bytes")
                 end = start + _LENGTH.size + size
                 if len(self._buffer) < end:
                     break
@@ -453,133 +521,6 @@ class Reader:
                 yield decode(body)
         finally:
             del self._buffer[:start]
-
-
-class Conversation:
-    """What a sandbox may say now, seen from the supervisor.
-
-    Attempts run in the order in which they were sent. A Call must belong to the oldest one without
-    an answer, carry the next ordinal and wait for its Answer; a Done must end the oldest one.
-
-        state      legal from the sandbox
-        starting   Ready, Failed
-        failed     nothing
-        ready      Call, Done for the head of the queue
-        calling    nothing until the Answer
-    """
-
-    def __init__(self) -> None:
-        self._reader = Reader()
-        self._queue: deque[Run] = deque()
-        self._bytes = 0
-        self._started = False
-        self._failed = False
-        self._calls = 0
-        self._call_open = False
-        self._said_bytes = 0  # values of the head's calls
-        self._told_bytes = 0  # and of the answers to them
-
-    @property
-    def head(self) -> Run | None:
-        """The attempt that must be running, if any was sent."""
-        return self._queue[0] if self._queue else None
-
-    @property
-    def outstanding(self) -> int:
-        """How many attempts were sent and not ended."""
-        return len(self._queue)
-
-    @property
-    def outstanding_bytes(self) -> int:
-        """Input bytes of the attempts that were sent and not ended."""
-        return self._bytes
-
-    def pending(self) -> tuple[int, ...]:
-        """Sequence numbers of the attempts that were sent and not ended, in order."""
-        return tuple(run.seq for run in self._queue)
-
-    def run(self, run: Run) -> bytes:
-        """The bytes that start `run`; it must come after every one before it."""
-        if self._queue and run.seq <= self._queue[-1].seq:
-            raise RuntimeError("attempts must be numbered upwards")
-        self._queue.append(run)
-        self._bytes += len(run.input)
-        return encode(run)
-
-    def answer(self, answer: Answer) -> bytes:
-        """The bytes that answer the open Call.
-
-        Once the attempt has had its bytes of answers it gets no more of them. An honest sandbox
-        ends it at the answer that goes beyond, unless the guest had no room for that one.
-        """
-        head = self.head
-        if not self._call_open or head is None or answer.seq != head.seq:
-            raise RuntimeError("no such call is open")
-        self._call_open = False
-        if answer.status > 0 and self._said_bytes + self._told_bytes > head.call_bytes:
-            answer = Answer(answer.seq, answer.ordinal, abi.TOO_LARGE, _SPENT)
-        self._told_bytes += len(answer.data)
-        return encode(answer)
-
-    def receive(self, data: bytes) -> Iterator[Ready | Failed | Call | Done]:
-        """The events in `data`. Errors  `sandbox.protocol-violation`."""
-        for frame in self._reader.feed(data):
-            match frame:
-                case _ if self._failed:
-                    raise _violation(f"{type(frame).__name__} after its last word")
-                case Ready() if not self._started:
-                    self._started = True
-                    yield frame
-                case Failed() if not self._started and frame.code in START_CODES:
-                    self._failed = True
-                    yield frame
-                case Call() if self._started:
-                    self._check_call(frame)
-                    yield frame
-                case Done() if self._started:
-                    self._check_done(frame)
-                    yield frame
-                case _:
-                    raise _violation(f"{type(frame).__name__} is not legal now")
-
-    def _check_call(self, call: Call) -> None:
-        head = self.head
-        if head is None or call.seq != head.seq or self._call_open:
-            raise _violation("a call without its attempt")
-        function = abi.FUNCTIONS.get(call.function)
-        if function is None or not function.mediated:
-            raise _violation("a call that is not mediated")
-        if call.ordinal != self._calls or self._calls >= head.mediated_calls:
-            raise _violation("a call out of order or over its number")
-        # A sandbox counts what it copies before it asks; keys it does not, their number is bound.
-        self._said_bytes += len(call.value)
-        if self._said_bytes > head.call_bytes:
-            raise _violation("more bytes of calls than their limit")
-        self._calls += 1
-        self._call_open = True
-
-    def _check_done(self, done: Done) -> None:
-        head = self.head
-        if head is None or done.seq != head.seq or self._call_open:
-            raise _violation("an end without its attempt")
-        if done.code and done.code not in GUEST_CODES:
-            raise _violation("a code that a sandbox may not claim")
-        if (
-            len(done.output) > head.output_bytes
-            or done.fuel_used > head.fuel
-            or done.memory_bytes > head.memory_bytes
-            or done.host_calls > head.calls
-        ):
-            raise _violation("more output, fuel, memory or calls than their limit")
-        # A line is a call, whether it is kept or dropped.
-        if len(done.logs) > head.log_lines or done.log_dropped > head.calls:
-            raise _violation("more lines of log than their limit")
-        if done.logs and sum(len(text.encode()) for _, text in done.logs) > head.log_bytes:
-            raise _violation("more bytes of log than their limit")
-        if done.last_calls and not done.code:
-            raise _violation("last calls of a result")
-        self._bytes -= len(self._queue.popleft().input)
-        self._calls = self._said_bytes = self._told_bytes = 0
 
 
 # What a process may say of its own beginning.

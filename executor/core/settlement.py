@@ -25,6 +25,7 @@ from typing import Final
 from executor.core.envelope import HISTORY_MAX
 from executor.errors import TABLE, Class
 from executor.model import Failure, Outcome, PastAttempt, Result, TaskRequest
+from executor.values import light_dataclass
 
 # A sandbox's death costs the task no attempt; this many deaths end it.
 CRASHES_MAX: Final = 2
@@ -56,7 +57,7 @@ class Rules:
     backoff_ms: tuple[int, ...] = (1_000, 30_000)
 
 
-@dataclass(frozen=True, slots=True)
+@light_dataclass(frozen=True, slots=True)
 class Settlement:
     """One decision. For a retry, `request` is what is asked for and `delay_ms` how far ahead."""
 

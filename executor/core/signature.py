@@ -30,6 +30,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from executor.core import wasm
 from executor.errors import ExecutorError
 from executor.model import Digest
+from executor.values import light_dataclass
 
 SECTION: Final = "signature"
 DELIMITER: Final = "signature_delimiter"
@@ -380,7 +381,7 @@ def digest(module: bytes) -> Digest:
     return Digest(f"sha256:{hashlib.sha256(module).hexdigest()}")
 
 
-@dataclass(frozen=True, slots=True)
+@light_dataclass(frozen=True, slots=True)
 class Proof:
     """That a leaf belongs to a signed batch."""
 

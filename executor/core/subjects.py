@@ -6,6 +6,7 @@ A subject proves nothing; it is the address that an envelope's audience must equ
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Final
 
@@ -25,6 +26,18 @@ def is_token(text: str) -> bool:
     return _TOKEN.match(text) is not None
 
 
+@functools.lru_cache(maxsize=1024)
+def _prefix(kind: str, tenant: str, name: str) -> str:
+    """`kind.tenant.name.`, of which there are few: each message needs several of them."""
+    return _join(kind, tenant, name) + "."
+
+
+def _of_id(kind: str, tenant: str, name: str, task_id: str) -> str:
+    if not is_token(task_id):
+        raise ValueError(f"not a subject token: {task_id!r}")
+    return _prefix(kind, tenant, name) + task_id
+
+
 def is_id(text: str) -> bool:
     """Whether `text` may be a task id: a token that does not begin with `_`, which is ours."""
     return is_token(text) and not text.startswith("_")
@@ -39,7 +52,7 @@ def _join(*tokens: str) -> str:
 
 def task(tenant: str, name: str) -> str:
     """Where a task is asked for."""
-    return _join("task", tenant, name)
+    return _prefix("task", tenant, name)[:-1]
 
 
 def parse_task(subject: str) -> tuple[str, str] | None:
@@ -52,17 +65,17 @@ def parse_task(subject: str) -> tuple[str, str] | None:
 
 def result(tenant: str, name: str, task_id: str) -> str:
     """Where a result is stored."""
-    return _join("result", tenant, name, task_id)
+    return _of_id("result", tenant, name, task_id)
 
 
 def dead(tenant: str, name: str, task_id: str) -> str:
     """Where a dead letter is stored."""
-    return _join("dead", tenant, name, task_id)
+    return _of_id("dead", tenant, name, task_id)
 
 
 def either(tenant: str, name: str, task_id: str) -> str:
     """The filter that covers both terminal subjects of a task id."""
-    return "*." + _join(tenant, name, task_id)
+    return "*" + _of_id("result", tenant, name, task_id).removeprefix("result")
 
 
 def parse_terminal(subject: str) -> tuple[str, str, str, str] | None:

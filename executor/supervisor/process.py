@@ -20,7 +20,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
-from executor.core.frames import Answer, Call, Conversation, Done, Failed, Load, Ready, Run, encode
+from executor.core.conversation import Conversation
+from executor.core.frames import Answer, Call, Done, Failed, Load, Ready, Run, encode
 from executor.core.layers import REQUIRED
 from executor.errors import ExecutorError
 from executor.model import MIB

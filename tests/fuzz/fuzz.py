@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Final
 
 from executor.core import abi, content, envelope, frames, manifest, release, seal, signature, wasm
+from executor.core.conversation import Conversation
 from executor.core.envelope import Draft, Origin, Record, Sealed
-from executor.core.frames import Answer, Call, Conversation, Done, Frame, Ready, Run
+from executor.core.frames import Answer, Call, Done, Frame, Ready, Run
 from executor.core.manifest import Manifest, Want
 from executor.core.signature import SecretKey
 from executor.errors import ExecutorError

@@ -13,7 +13,8 @@ import msgpack
 
 from executor.core import frames
 from executor.core.breaker import BreakerRules
-from executor.core.frames import FRAME_MAX, Conversation, Ready, Run
+from executor.core.conversation import Conversation
+from executor.core.frames import FRAME_MAX, Ready, Run
 from executor.errors import ExecutorError
 from executor.model import MIB
 from tests.fuzz.fuzz import STATES, conversation, converse, frames_corpus, mutate

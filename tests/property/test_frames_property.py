@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from executor.core import frames
+from executor.core.conversation import Conversation
 from executor.core.frames import (
     Answer,
     Call,
     Compile,
     Compiled,
-    Conversation,
     Done,
     Failed,
     Frame,

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from executor.core import abi, layers
+from executor.core.conversation import Conversation
 from executor.core.frames import (
     Answer,
     Call,
     Compiled,
-    Conversation,
     Done,
     Failed,
     Load,

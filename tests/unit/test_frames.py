@@ -11,12 +11,12 @@ import msgpack
 import pytest
 
 from executor.core import abi, frames
+from executor.core.conversation import Conversation
 from executor.core.frames import (
     Answer,
     Call,
     Compile,
     Compiled,
-    Conversation,
     Done,
     Exited,
     Failed,
