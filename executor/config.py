@@ -40,6 +40,8 @@ KEYS: Final[dict[str, dict[str, Key]]] = {
     "nats": {
         "url": Key("nats://127.0.0.1:4222", "nats-server's own default"),
         "creds_file": Key("", "a credentials file, mode 0600"),
+        "parser": Key("fast", "messages without nats-py's queues; plain is nats-py's own way",
+                      choices=("fast", "plain")),
         "replicas": Key(1, "copies of each stream; 3 in a cluster", 1, 5),
     },
     "delivery": {

@@ -47,8 +47,9 @@ def settings(config: Config, name: str, *, ping_s: float = PING_S) -> Settings:
     """How to reach NATS."""
     creds = config.path("nats.creds_file")
     return Settings(
-        config.text("nats.url"), creds_file=str(creds) if creds else "", name=name, ping_s=ping_s
-    )
+        config.text("nats.url"), creds_file=str(creds) if creds else "", name=name, ping_s=ping_s,
+        parser=config.text("nats.parser"),
+    )  # fmt: skip
 
 
 def queue(tenant: Tenant) -> streams.TenantQueue:

@@ -266,7 +266,9 @@ def _check_head(fields: _Fields) -> tuple[str, int]:
     return fields.text("typ", most=16), version
 
 
-def _task(fields: _Fields, tenant: str, name: str, aud: str, input_max: int) -> TaskRequest:
+def _task(
+    fields: _Fields, tenant: str, name: str, aud: str, input_max: int, submitted_at: int
+) -> TaskRequest:
     claimed = fields.text("aud", most=_AUDIENCE_MAX)
     if claimed != aud:
         raise ExecutorError(
@@ -281,14 +283,16 @@ def _task(fields: _Fields, tenant: str, name: str, aud: str, input_max: int) -> 
         expires_at=fields.time("expires_at"), not_before=fields.time("not_before"),
         attempts_max=fields.count("attempts_max", 0), trace=fields.text("trace", default=""),
         limits=tuple((n, v) for n in _LIMITS if (v := fields.count(n, 0))),
+        submitted_at=submitted_at,
     )  # fmt: skip
     fields.done()
     return _bounded(request, input_max)
 
 
 def _raw(
-    headers: Mapping[str, str], body: bytes, tenant: str, name: str, input_max: int
-) -> TaskRequest:
+    headers: Mapping[str, str], body: bytes, tenant: str, name: str, input_max: int,
+    submitted_at: int,
+) -> TaskRequest:  # fmt: skip
     task_id = headers[TASK_ID]
     if not subjects.is_id(task_id):
         raise _malformed(f"`{TASK_ID}` is not of [A-Za-z0-9_-]{{1,64}} or begins with `_`")
@@ -298,7 +302,7 @@ def _raw(
             raise _malformed(f"`{header}` is no printable text of at most {_HEADER_MAX} characters")
     request = TaskRequest(
         tenant=tenant, task=name, id=TaskId(task_id), input=body, content_type=content_type,
-        trace=trace, raw=True,
+        trace=trace, raw=True, submitted_at=submitted_at,
     )  # fmt: skip
     return _bounded(request, input_max)
 
@@ -313,9 +317,11 @@ def _bounded(request: TaskRequest, input_max: int) -> TaskRequest:
 
 def decode_task(
     data: bytes, headers: Mapping[str, str], tenant: str, name: str, *,
-    environment: str, raw_allowed: bool, input_max: int,
+    environment: str, raw_allowed: bool, input_max: int, submitted_at: int = 0,
 ) -> TaskRequest | Sealed:  # fmt: skip
     """What a message on `task.<tenant>.<name>` asks for; a retry or a firing comes back sealed.
+
+    `submitted_at` is when it was stored.
 
     Errors  `message.malformed`, `message.too-large`, `message.version-unknown`,
             `message.audience-mismatch`, `policy.raw-body-refused`.
@@ -324,7 +330,7 @@ def decode_task(
         if not raw_allowed:
             raise ExecutorError("policy.raw-body-refused")
         _check_size(len(data), MESSAGE_MAX)
-        return _raw(headers, data, tenant, name, input_max)
+        return _raw(headers, data, tenant, name, input_max, submitted_at)
     _check_size(len(data), RETRY_MAX)
     fields = _Fields(unpack(data, lists=False))
     typ, version = _check_head(fields)
@@ -334,7 +340,7 @@ def decode_task(
         raise _malformed(f"`typ` is `{typ}` on a task subject")
     _check_size(len(data), MESSAGE_MAX)
     aud = subjects.audience(environment, subjects.task(tenant, name))
-    return _task(fields, tenant, name, aud, input_max)
+    return _task(fields, tenant, name, aud, input_max, submitted_at)
 
 
 def _check_size(size: int, most: int) -> None:

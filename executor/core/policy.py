@@ -120,9 +120,14 @@ class Policy:
     access: Access = field(default_factory=Access)
     requirements: tuple[Requirement, ...] = ()
 
+    _by_name: dict[str, Tenant] = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_by_name", {tenant.name: tenant for tenant in self.tenants})
+
     def tenant(self, name: str) -> Tenant | None:
         """The tenant of that name."""
-        return next((tenant for tenant in self.tenants if tenant.name == name), None)
+        return self._by_name.get(name)
 
 
 Import = tuple[str, str, str]  # module, name, signature

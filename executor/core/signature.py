@@ -18,6 +18,7 @@ import base64
 import binascii
 import hashlib
 import hmac
+import struct
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ _PAIR_TAG: Final = b"\x81"
 _ED25519: Final = b"\x01"
 _PREAMBLE: Final = b"\x01\x01\x01"  # version 1, content type module, hash SHA-256
 _DOMAIN: Final = b"wasmsig" + _PREAMBLE
+_SIZE: Final = struct.Struct(">I")
 _BATCH_DOMAIN: Final = b"executor/batch/v1\0"
 _UNREADABLE: Final = (ValueError, TypeError, UnsupportedAlgorithm)
 
@@ -393,12 +395,10 @@ class Proof:
 
 def leaf(typ: str, aud: str, id: str, by: str, iat: int, payload: bytes) -> bytes:
     """Hash one envelope; `by` is the key id of the signer, `iat` in ms."""
-    state = hashlib.sha256(b"\0")
-    stamp = iat.to_bytes(8, "big", signed=True)
-    for field in (typ, aud, id, by, stamp, payload):
-        data = field.encode() if isinstance(field, str) else field
-        state.update(len(data).to_bytes(4, "big") + data)
-    return state.digest()
+    fields = (typ.encode(), aud.encode(), id.encode(), by.encode(),
+              iat.to_bytes(8, "big", signed=True), payload)  # fmt: skip
+    sized = [part for field in fields for part in (_SIZE.pack(len(field)), field)]
+    return hashlib.sha256(b"".join((b"\0", *sized))).digest()
 
 
 def sign_batch(key: SecretKey, leaves: Sequence[bytes]) -> tuple[Proof, ...]:

@@ -55,16 +55,13 @@ class Admitted:
     artifact: Artifact
     signers: tuple[str, ...]  # key ids, in hex
     publishers: tuple[str, ...] = ()  # their names
+    digest: Digest = field(init=False)  # of the module
+    key: ModuleKey = field(init=False)  # what sandboxes are born with
 
-    @property
-    def digest(self) -> Digest:
-        """Of the module."""
-        return self.release.digest
-
-    @property
-    def key(self) -> ModuleKey:
-        """What sandboxes are born with."""
-        return ModuleKey(f"{self.digest} {' '.join(sorted(self.authority.functions))}")
+    def __post_init__(self) -> None:
+        functions = " ".join(sorted(self.authority.functions))
+        object.__setattr__(self, "digest", self.release.digest)
+        object.__setattr__(self, "key", ModuleKey(f"{self.digest} {functions}"))
 
 
 @dataclass(frozen=True, slots=True)

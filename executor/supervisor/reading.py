@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from executor.core import envelope, schedule, subjects
 from executor.core.envelope import Sealed
@@ -50,10 +50,10 @@ class Reading:
         request = envelope.decode_task(
             delivery.data, delivery.headers, tenant, task, environment=self.environment,
             raw_allowed=party is None or party.raw_bodies,
-            input_max=policy_now.limits.input_bytes,
+            input_max=policy_now.limits.input_bytes, submitted_at=delivery.stored_at,
         )  # fmt: skip
         if not isinstance(request, Sealed):
-            job.request = replace(request, submitted_at=delivery.stored_at)
+            job.request = request
         elif request.typ == "retry":
             job.request, job.origin = self._open_retry(job, request)
         else:

@@ -8,6 +8,7 @@ is the task's outcome and ours is dropped; anything else is superseded and repor
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Final
@@ -62,7 +63,7 @@ class Settler:
     now_ms: Callable[[], int]
     version: int = envelope.VERSION  # the highest that is written
     publish_s: float = 30.0
-    _waiting: list[tuple[Job, Draft, Outgoing]] = field(default_factory=list)
+    _waiting: list[tuple[Job, Draft, Callable[[bytes], Outgoing]]] = field(default_factory=list)
     _looks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def settle(self, job: Job, settlement: Settlement, finished: Finished) -> None:
@@ -81,8 +82,8 @@ class Settler:
                 request, at = replace(request, not_before=at), request.expires_at
             draft = self._draft("retry", aud, task_id,
                                 envelope.encode_retry(request, job.origin))  # fmt: skip
-            outgoing = Outgoing(
-                subjects.later(tenant, task, task_id, number), b"",
+            outgoing = functools.partial(
+                Outgoing, subjects.later(tenant, task, task_id, number),
                 # With the time: the sequences of a tenant that is made again begin anew.
                 headers={"Nats-Msg-Id": f"{tenant}.{number}.{job.delivery.stored_at}"},
                 schedule_at_ms=at, schedule_target=subjects.due(tenant, task),
@@ -96,7 +97,8 @@ class Settler:
             version = min(envelope.record_version(record), self.version)
             payload = envelope.encode_record(record, version)
             draft = self._draft(kind, subject, task_id, payload, version)
-            outgoing = Outgoing(subject, b"", once=subjects.either(tenant, task, task_id))
+            once = subjects.either(tenant, task, task_id)
+            outgoing = functools.partial(Outgoing, subject, once=once)
         if not self._waiting:
             asyncio.get_running_loop().call_soon(self._seal)
         self._waiting.append((job, draft, outgoing))
@@ -108,21 +110,23 @@ class Settler:
 
     def _record(self, job: Job, settlement: Settlement, finished: Finished) -> Record:
         request, outcome = settlement.request, finished.outcome
-        record = Record(
-            task=request.task, attempt=request.attempt,
+        make = functools.partial(
+            Record, task=request.task, attempt=request.attempt,
             attempts_max=attempts_max(request, self.rules), submitted_at=request.submitted_at,
             finished_at=self.now_ms(), receipt=finished.receipt,
             version=job.admitted.release.version if job.admitted else "", trace=request.trace,
             history=request.history,
         )  # fmt: skip
         if isinstance(outcome, Result):
-            return replace(
-                record, output=outcome.output, content_type=outcome.content_type,
-                degraded=bool(job.degraded), cause=job.degraded,
-            )  # fmt: skip
+            return make(
+                output=outcome.output,
+                content_type=outcome.content_type,
+                degraded=bool(job.degraded),
+                cause=job.degraded,
+            )
         limits = asdict(finished.limits) if finished.limits else {}
-        return replace(
-            record, code=settlement.code or outcome.code, message=outcome.message,
+        return make(
+            code=settlement.code or outcome.code, message=outcome.message,
             hint=outcome.hint or TABLE[outcome.code].hint, facts=outcome.facts,
             logs=_tail(finished), origin=job.origin, limits=tuple(limits.items()),
             last_calls=finished.last_calls,
@@ -136,7 +140,7 @@ class Settler:
             bodies = seal.seal(self.key, [draft for _, draft, _ in batch], at=self.now_ms())
             for (job, _, outgoing), body in zip(batch, bodies, strict=True):
                 try:
-                    self._publish(job, replace(outgoing, body=body), looks=0)
+                    self._publish(job, outgoing(body), looks=0)
                 except Exception as error:  # noqa: BLE001 - it must not keep the others waiting
                     self.telemetry.log.event("bug", id=job.request.id, error=repr(error))
                     self.on_settled(job, "")

@@ -20,7 +20,7 @@ from typing import Any, Final
 import nats.errors
 
 from executor.errors import ExecutorError
-from executor.transport import api
+from executor.transport import api, fast
 from executor.transport.link import BUFFER_MAX, Event, Link, Message, Subscription
 from executor.transport.settings import Settings
 
@@ -220,13 +220,20 @@ class Connection:
         While disconnected the queue keeps up to 64 MiB; what does not fit is dropped with an
         event. Whoever needs certainty asks for an answer and repeats.
         """
-        if self._link.closing or self._queued_bytes + len(payload) > BUFFER_MAX:
+        link = self._link
+        waiting = self._queued_bytes + fast.pending(link.client)
+        if link.closing or waiting + len(payload) > BUFFER_MAX:
             self.event("error", {"what": "send queue full or closed", "subject": subject})
             return
-        self._queue.append((subject, payload, reply, headers))
-        self._queued_bytes += len(payload)
-        if self._sender is None:
-            self._wake()
+        if len(payload) > self.max_payload:
+            self.event("error", {"what": "too large", "subject": subject})
+        elif link.quick and not self._queue and link.client.is_connected:
+            fast.publish(link.client, subject, payload, reply, headers)
+        else:
+            self._queue.append((subject, payload, reply, headers))
+            self._queued_bytes += len(payload)
+            if self._sender is None:
+                self._wake()
 
     def _wake(self) -> None:
         if self._sender is None and self._queue and self.connected:

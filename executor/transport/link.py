@@ -13,19 +13,20 @@ import asyncio
 import contextlib
 import re
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any, Final
 
 import nats.errors
 from nats.aio.client import Client, Server
-from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as Inner
 from nats.protocol import parser
 
 from executor.errors import ExecutorError
+from executor.transport import fast
 from executor.transport.backoff import Backoff
+from executor.transport.fast import Message as Message  # noqa: PLC0414 - told on
 from executor.transport.settings import Settings
 
-Message = Msg
 Event = Callable[[str, dict[str, str | int]], None]
 
 BUFFER_MAX: Final = 64 * 1024 * 1024  # bytes of nats-py's send buffer
@@ -57,10 +58,12 @@ _HMSG: Final = re.compile(
 
 
 class _Client(Client):
-    """nats-py's client with four private methods mended (nats-py 2.16.0).
+    """nats-py's client with three private methods mended (nats-py 2.16.0).
 
     A submitter chooses the bytes of subject and headers. Where they are no UTF-8, or no headers at
     all, nats-py raises inside its read loop, which then ends without a word: connected, and deaf.
+    Messages go to their subscription at once: nats-py's queue for each and the task that reads it
+    would cost more than what they carry.
 
     Its `flush` gives up by cancelling the future of its PING; when the PONG comes after all,
     setting that future's result raises and ends the read loop: connected, and deaf until the stale
@@ -70,25 +73,21 @@ class _Client(Client):
     what was sent before (a refused subscription was not yet known, acks had not left).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, quick: bool) -> None:
         super().__init__()
+        self.deliver: dict[int, fast.Deliver] = {}  # by the number of the subscription
+        if quick:
+            self._ps = fast.Parser(self, self.deliver)
         # Module globals of nats-py: there is no other way to its patterns. They match all that
         # the originals match in what a server sends.
         parser.MSG_RE, parser.HMSG_RE = _MSG, _HMSG
 
-    async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
-        try:
-            return await super()._process_headers(headers)
-        except Exception:  # noqa: BLE001 - whatever it is, the message arrives without headers
-            return None
-
-    def _build_message(
-        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
-    ) -> Msg:
-        return Msg(
-            _client=self, _sid=sid, subject=subject.decode("utf-8", "backslashreplace"),
-            reply=reply.decode("utf-8", "backslashreplace"), data=data, headers=headers,
-        )  # fmt: skip
+    async def _process_msg(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None
+    ) -> None:
+        deliver = self.deliver.get(sid)
+        if deliver is not None:
+            deliver(fast.message(subject, reply, data, headers))
 
     async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
         self._pongs.append(future if future is not None else asyncio.Future())
@@ -115,9 +114,8 @@ class Subscription:
         self.callback = callback
         self.inner: Inner | None = None
 
-    async def deliver(self, message: Message) -> None:
-        """nats-py takes coroutines only."""
-        self.callback(message)
+    async def never(self, _message: object) -> None:
+        """Nothing: nats-py must have a callback, messages come another way."""
 
 
 class Link:
@@ -125,7 +123,8 @@ class Link:
 
     def __init__(self, settings: Settings, on_event: Event) -> None:
         self.settings = settings
-        self.client: Client = _Client()
+        self.quick = False  # whether `fast` is used; known once connected
+        self.client = _Client(quick=False)
         self.event = guarded(on_event)
         self.subscriptions: set[Subscription] = set()
         self._listeners: dict[str, list[Callable[..., None]]] = {}
@@ -146,6 +145,9 @@ class Link:
 
     async def connect(self) -> None:
         """Connect, once; `transport.disconnected` names the url without its login."""
+        if not self.quick and version("nats-py") in fast.VERSIONS:
+            self.quick = self.settings.parser == "fast" and await fast.agrees()
+            self.client = _Client(quick=self.quick)
         client, first = self.client, asyncio.get_running_loop().create_future()
         self._first = first
         connecting = asyncio.ensure_future(client.connect(**self._options()))
@@ -250,7 +252,7 @@ class Link:
     async def _reopen(self) -> None:
         while not self.closing:
             await asyncio.sleep(self._backoff.delay())
-            self.client = _Client()
+            self.client = _Client(quick=self.quick)
             try:
                 await self.connect()
                 for subscription in tuple(self.subscriptions):
@@ -265,13 +267,24 @@ class Link:
     async def attach(self, subscription: Subscription) -> None:
         """Subscribe on the present client."""
         self.subscriptions.add(subscription)
-        # No limits: credit and windows bound what can arrive; past a limit nats-py drops messages.
         subscription.inner = await self.client.subscribe(
             subscription.subject,
-            cb=subscription.deliver,
+            cb=subscription.never,
             pending_msgs_limit=0,
             pending_bytes_limit=0,
         )
+        self.client.deliver[subscription.inner._id] = self._guarded(subscription.callback)  # noqa: SLF001
+
+    def _guarded(self, callback: fast.Deliver) -> fast.Deliver:
+        """Keep a callback that raises from ending the read loop."""
+
+        def deliver(message: Message) -> None:
+            try:
+                callback(message)
+            except Exception as error:  # noqa: BLE001 - whatever it is, others still listen
+                self.event("error", {"what": type(error).__name__, "text": str(error)[:200]})
+
+        return deliver
 
     async def detach(self, subscription: Subscription) -> None:
         """End a subscription after all that the server already sent was delivered."""
@@ -279,16 +292,18 @@ class Link:
         inner, subscription.inner = subscription.inner, None
         if inner is None:
             return
-        with contextlib.suppress(TimeoutError, *_QUIET):
-            if self.client.is_connected:
-                # UNSUB, then a round trip, then the rest of the queue.
-                async with asyncio.timeout(self.settings.connect_timeout_ms / 1000):
-                    await inner.drain()  # type: ignore[no-untyped-call]
-                return
-        while inner.pending_msgs:  # noqa: ASYNC110 - nats-py has no event for it
-            await asyncio.sleep(0)
-        with contextlib.suppress(*_QUIET):
-            await inner.unsubscribe()
+        client = self.client
+        try:
+            if client.is_connected:
+                with contextlib.suppress(TimeoutError, *_QUIET):
+                    # UNSUB, then a round trip.
+                    async with asyncio.timeout(self.settings.connect_timeout_ms / 1000):
+                        await inner.drain()  # type: ignore[no-untyped-call]
+                    return
+            with contextlib.suppress(*_QUIET):
+                await inner.unsubscribe()
+        finally:
+            client.deliver.pop(inner._id, None)  # noqa: SLF001
 
     async def close(self) -> None:
         """End; idempotent."""

@@ -9,6 +9,7 @@ plain publishes in the same order: a lost one means one more delivery, nothing e
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final
@@ -23,6 +24,8 @@ SCHEDULE: Final = "Nats-Schedule"
 SCHEDULE_ZONE: Final = "Nats-Schedule-Time-Zone"
 SCHEDULE_TARGET: Final = "Nats-Schedule-Target"
 
+# The PubAck of almost every publish; whatever reads otherwise is taken apart as JSON.
+_STORED: Final = re.compile(rb'\{"stream":"[A-Za-z0-9_-]+",\s*"seq":(\d{1,18})\}')
 _PROGRESS: Final = b"+WPI"
 _NS_PER_MS: Final = 1_000_000
 _TEMPORARY: Final = 500  # codes from here on say that the server could not, not that it would not
@@ -193,6 +196,10 @@ class Outbox:
             self._refuse(
                 number, Refused(_UNAVAILABLE, "no stream takes this subject", temporary=True)
             )
+            return
+        usual = _STORED.fullmatch(message.data)
+        if usual:
+            self._settle(number, Stored(int(usual[1])))
             return
         try:
             answer = api.decode(message.data)

@@ -14,6 +14,7 @@ class Settings:
     """`url` may list several servers, separated by commas.
 
     `ping_s`  a connection whose other end is silent is given up after three of these.
+    `parser`  "fast" is `transport.fast` where it fits nats-py's version, "plain" is nats-py's own.
     """
 
     url: str
@@ -22,6 +23,7 @@ class Settings:
     inbox_prefix: str = "_INBOX"
     connect_timeout_ms: int = 2_000
     ping_s: float = PING_S
+    parser: str = "fast"
 
     def servers(self) -> list[str]:
         """The servers of `url`."""

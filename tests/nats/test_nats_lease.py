@@ -50,9 +50,7 @@ def test_both_forms_of_a_lease_are_read(server: NatsServer, lease: str) -> None:
     async def body() -> None:
         connection = await connect(server)
         pull = Pull(connection, "acme", window=1, on_delivery=lambda _: None, on_event=Events())
-        message = Message(
-            _client=connection._link.client, subject="task.acme.work", reply=lease, data=b"x"
-        )
+        message = Message("task.acme.work", lease, b"x", None)
         delivery = pull._parse(message)
         assert delivery is not None
         assert delivery.sequence == 7

@@ -7,17 +7,25 @@ import dataclasses
 import pytest
 
 from executor import model
-from executor.model import MIB, PAYLOAD_MAX, Authority, Limits, TaskRequest
+from executor.model import MIB, PAYLOAD_MAX, Authority, Limits, Result, TaskRequest
 
 VALUES = [value for value in vars(model).values() if dataclasses.is_dataclass(value)]
 
 
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: value.__name__)
-def test_values_are_frozen_and_slotted(value: type) -> None:
-    """No value can be changed or grow an attribute after it was made."""
+def test_values_are_slotted_and_compared(value: type) -> None:
+    """No value can grow an attribute after it was made, and equal ones hash equally."""
     parameters = value.__dataclass_params__  # type: ignore[attr-defined]
-    assert parameters.frozen
+    assert parameters.frozen or parameters.unsafe_hash
     assert "__dict__" not in dir(value)
+
+
+def test_light_values_are_frozen_for_the_type_checker() -> None:
+    """An assignment is refused by mypy, which would report that this `ignore` is not needed."""
+    light = Result(b"", "text/plain")
+    light.output = b"changed"  # type: ignore[misc]
+    assert light == Result(b"changed", "text/plain")
+    assert hash(light) == hash(Result(b"changed", "text/plain"))
 
 
 def test_lowering_takes_the_minimum_of_each_limit() -> None:

@@ -1,0 +1,199 @@
+"""The two hot ends of nats-py's client, shorter: messages in without coroutines, publishes out.
+
+nats-py takes each message through two patterns, a coroutine, a queue and a task's wake-up, and
+each publish through three coroutines: more than all the rest of what a task costs in this room.
+Here whole messages are cut out of the buffer and handed over at once, and a publish is bytes added
+to what nats-py sends next. Everything else (PING, INFO, errors) goes to nats-py's own parser, which
+shares the buffer.
+
+It reaches into nats-py's client, so it is used only with a version that is listed, and after
+`agrees` has seen both parsers read the same bytes alike; else nats-py's own ways are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Final
+
+import nats.errors
+from nats.aio.client import Client
+from nats.protocol import parser
+
+VERSIONS: Final = frozenset({"2.16.0"})
+# A control line is two subjects and three numbers; what the server itself reads may have 4096.
+_LINE_MAX: Final = 16 * 1024
+_CRLF: Final = b"\r\n"
+_STATUS_LINE: Final = b"NATS/1.0"
+# In a header that a caller gave: what would end it, and begin another.
+_BREAKS: Final = str.maketrans("\r\n", "  ")
+_SAMPLE: Final = (
+    b"MSG a.b 1 3\r\nabc\r\nPING\r\nMSG a.b 2 _INBOX.x.1 0\r\n\r\n"
+    b"HMSG a.b 1 12 15\r\nNATS/1.0\r\n\r\nabc\r\n"
+    b"HMSG a.b 7 _INBOX.x.2 16 16\r\nNATS/1.0 503\r\n\r\n\r\n"
+)
+
+
+class Message:
+    """What arrived; `headers` has the status of a message that is one."""
+
+    __slots__ = ("data", "headers", "reply", "subject")
+
+    def __init__(
+        self, subject: str, reply: str, data: bytes, headers: dict[str, str] | None
+    ) -> None:
+        self.subject = subject
+        self.reply = reply
+        self.data = data
+        self.headers = headers
+
+
+Deliver = Callable[[Message], None]
+
+
+def message(subject: bytes, reply: bytes, data: bytes, block: bytes | None) -> Message:
+    """What was read; subject and headers are bytes of a stranger's choice, which may be no text."""
+    return Message(
+        subject.decode("utf-8", "backslashreplace"), reply.decode("utf-8", "backslashreplace"),
+        data, parse_headers(block) if block else None,
+    )  # fmt: skip
+
+
+def parse_headers(block: bytes) -> dict[str, str] | None:
+    """The headers of a message, with `Status` and `Description` of its first line."""
+    first, _, rest = block.partition(_CRLF)
+    found: dict[str, str] = {}
+    status, _, description = first.removeprefix(_STATUS_LINE).strip().partition(b" ")
+    if status.isdigit():
+        found["Status"] = status.decode()
+        if description:
+            found["Description"] = description.decode("utf-8", "replace")
+    for line in rest.split(_CRLF):
+        name, colon, value = line.partition(b":")
+        name = name.strip()
+        if colon and name.isascii() and len(name.split()) == 1:
+            found[name.decode()] = value.strip().decode("utf-8", "replace")
+    return found or None
+
+
+class Parser(parser.Parser):
+    """nats-py's parser, for what is no message."""
+
+    def __init__(self, client: Any, deliver: dict[int, Deliver]) -> None:
+        super().__init__(client)
+        self._deliver = deliver  # by the number of the subscription
+        self._needed = 0  # bytes of the message whose beginning lies in the buffer
+
+    def reset(self) -> None:
+        """A new connection begins."""
+        super().reset()
+        self._needed = 0
+
+    async def parse(self, data: bytes = b"") -> None:
+        """Take what the socket had. Raises `ProtocolError`."""
+        self.buf.extend(data)
+        while len(self.buf) > self._needed:
+            if self.state != parser.AWAITING_CONTROL_LINE or self.buf[0] not in b"MH":
+                await super().parse()
+                return
+            if not await self._messages():
+                return
+
+    async def _messages(self) -> bool:
+        """Hand over the whole messages in front; False: the rest of one is to come."""
+        data, place = bytes(self.buf), 0
+        self._needed = 0
+        try:
+            while data[place : place + 1] in {b"M", b"H"}:
+                line = data.find(_CRLF, place, place + _LINE_MAX)
+                if line < 0:
+                    if len(data) - place >= _LINE_MAX:
+                        raise nats.errors.ProtocolError
+                    return False
+                words = data[place:line].split(b" ")
+                head = 0
+                if words[0] == b"HMSG":
+                    head = int(words.pop(-2))
+                elif words[0] != b"MSG":
+                    raise nats.errors.ProtocolError
+                begin, size = line + 2, int(words[-1])
+                end = begin + size
+                if end + 2 > len(data):
+                    self._needed = end + 1 - place
+                    return False
+                if not 0 <= head <= size:
+                    raise nats.errors.ProtocolError
+                sid, reply = int(words[2]), words[3] if len(words) > 4 else b""  # noqa: PLR2004
+                block, body = data[begin : begin + head], data[begin + head : end]
+                place = end + 2
+                deliver = self._deliver.get(sid)
+                if deliver is not None:
+                    deliver(message(words[1], reply, body, block))
+                else:
+                    await self.nc._process_msg(sid, words[1], reply, body, block or None)  # noqa: SLF001
+        except (ValueError, IndexError):
+            raise nats.errors.ProtocolError from None
+        finally:
+            del self.buf[:place]
+        return True
+
+
+def encode_headers(headers: dict[str, str]) -> bytes:
+    """Headers as they travel; a line break in a value is a space."""
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    if lines.count("\n") != len(headers) or lines.count("\r") != len(headers):
+        clean = {n.translate(_BREAKS): v.translate(_BREAKS) for n, v in headers.items()}
+        lines = "".join(f"{name}: {value}\r\n" for name, value in clean.items())
+    return f"NATS/1.0\r\n{lines}\r\n".encode()
+
+
+def publish(
+    client: Client, subject: str, payload: bytes, reply: str, headers: dict[str, str] | None
+) -> None:
+    """Add a publish to what `client` sends next; it must be connected."""
+    if headers:
+        block = encode_headers(headers)
+        size = len(block)
+        line = f"HPUB {subject} {reply} {size} {size + len(payload)}\r\n".encode()
+        client._pending += (line, block, payload, _CRLF)  # noqa: SLF001
+    else:
+        size = 0
+        line = f"PUB {subject} {reply} {len(payload)}\r\n".encode()
+        client._pending += (line, payload, _CRLF)  # noqa: SLF001
+    client._pending_data_size += len(line) + size + len(payload) + 2  # noqa: SLF001
+    client.stats["out_msgs"] += 1
+    client.stats["out_bytes"] += len(payload)
+    queue = client._flush_queue  # noqa: SLF001 - its reader sends all that is pending, once a turn
+    if queue is not None and queue.empty():
+        queue.put_nowait(asyncio.get_running_loop().create_future())
+
+
+def pending(client: Client) -> int:
+    """The bytes that wait to be sent."""
+    return client._pending_data_size  # noqa: SLF001
+
+
+class _Ear:
+    """A client that only listens, for `agrees`."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[Any, ...]] = []
+
+    async def _process_msg(self, *what: Any) -> None:
+        self.heard.append(what)
+
+    async def _process_ping(self) -> None:
+        self.heard.append(("ping",))
+
+
+async def agrees() -> bool:
+    """Whether both parsers read the same bytes alike, whole and in pieces."""
+    for step in (len(_SAMPLE), 7, 1):
+        plain, quick = _Ear(), _Ear()
+        for ear, reader in ((plain, parser.Parser(plain)), (quick, Parser(quick, {}))):
+            del ear
+            for place in range(0, len(_SAMPLE), step):
+                await reader.parse(_SAMPLE[place : place + step])
+        if plain.heard != quick.heard or len(plain.heard) != 5:  # noqa: PLR2004 - of the sample
+            return False
+    return True
