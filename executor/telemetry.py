@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, TextIO
 
 from opentelemetry import metrics, trace
@@ -71,11 +71,11 @@ class Log:
 
     def __init__(self, stream: TextIO | None = None, *, quiet: bool = False) -> None:
         self._stream = stream or sys.stderr
-        self._quiet = quiet
+        self.quiet = quiet
 
     def event(self, name: str, **facts: str | int) -> None:
         """Write one line."""
-        if self._quiet:
+        if self.quiet:
             return
         pairs = "".join(f" {key}={_value(value)}" for key, value in facts.items())
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -219,8 +219,7 @@ class Telemetry:
         """Record one attempt: its span, its numbers, and its guest's log lines."""
         outcome = finished.outcome
         code = outcome.code if isinstance(outcome, Failure) else "ok"
-        for line in finished.logs:
-            self._guest_line(request, line)
+        self.guest_lines(request, finished.logs)
         if self._attempts is not None:
             receipt = finished.receipt
             # A name that never ran is the submitter's invention: as a label it would let anyone
@@ -273,11 +272,20 @@ class Telemetry:
                                if code == "ok" else code))  # fmt: skip
         span.end(end)
 
-    def _guest_line(self, request: TaskRequest, line: LogLine) -> None:
-        self.log.event(
-            "guest", level=_LEVELS[line.level], task=f"{request.tenant}/{request.task}",
-            id=request.id, attempt=request.attempt, text=line.text,
-        )  # fmt: skip
+    @property
+    def listens(self) -> bool:
+        """Whether anybody wants to know of attempts: else nothing need be put together."""
+        return self._attempts is not None or self._tracer is not None
+
+    def guest_lines(self, request: TaskRequest, lines: Sequence[LogLine]) -> None:
+        """What a guest logged, for the log."""
+        if self.log.quiet:
+            return
+        for line in lines:
+            self.log.event(
+                "guest", level=_LEVELS[line.level], task=f"{request.tenant}/{request.task}",
+                id=request.id, attempt=request.attempt, text=line.text,
+            )  # fmt: skip
 
     def observe(self, levels: Callable[[], Mapping[str, int]]) -> None:
         """Measure these levels from time to time, by name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +40,8 @@ from executor.trust.file import FileTrust
 # Pings in the time of a lease: when the third in a row is due, half of it is left.
 _PINGS: Final = 6
 _PING_MIN_S: Final = 1.0  # a busy server may take a second to answer
+# Values made and not yet gone, before anybody looks for cycles among them.
+_GC_AFTER: Final = 20_000
 # How long the last acks may take to leave after everything else has ended.
 _FLUSH_S: Final = 5.0
 
@@ -245,6 +248,11 @@ class Host:
             await self._intake.add(tenant)
         await self._heartbeat.beat()
         self.telemetry.observe(self._levels)
+        # What exists now lives as long as the process; what a task leaves behind has no cycles, and
+        # looking for some among a few thousand values of messages in hand took 3 % of the time.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(_GC_AFTER)
         self.telemetry.log.event(
             "serving", url=self.connection.settings.public_url(),
             tenants=",".join(t.name for t in self.config.policy.tenants),

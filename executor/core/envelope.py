@@ -14,8 +14,10 @@ Nothing here decodes a task's input.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from typing import Final
 
 import msgpack
@@ -181,8 +183,13 @@ def unpack(data: bytes, *, lists: bool) -> dict[str, object]:
 class _Fields:
     """Typed access to a decoded map; `done` refuses what nobody asked for."""
 
-    def __init__(self, values: Mapping[str, object]) -> None:
-        self._values = dict(values)
+    def __init__(self, values: dict[str, object]) -> None:
+        self._values = values  # taken apart
+
+    @property
+    def taken(self) -> bool:
+        """Whether nothing is left."""
+        return not self._values
 
     def text(self, name: str, *, most: int = 256, default: str | None = None) -> str:
         value = self._values.pop(name, default)
@@ -277,9 +284,17 @@ def _task(
     task_id = fields.text("id", most=64)
     if not subjects.is_id(task_id):
         raise _malformed("`id` is not of [A-Za-z0-9_-]{1,64} or begins with `_`")
+    data, content_type = fields.data("input"), fields.text("ct", default="")
+    fresh = fields.flag("fresh")
+    if fields.taken:  # as most are
+        request = TaskRequest(
+            tenant, name, TaskId(task_id), data, content_type, fresh=fresh,
+            submitted_at=submitted_at,
+        )  # fmt: skip
+        return _bounded(request, input_max)
     request = TaskRequest(
-        tenant=tenant, task=name, id=TaskId(task_id), input=fields.data("input"),
-        content_type=fields.text("ct", default=""), fresh=fields.flag("fresh"),
+        tenant=tenant, task=name, id=TaskId(task_id), input=data,
+        content_type=content_type, fresh=fresh,
         expires_at=fields.time("expires_at"), not_before=fields.time("not_before"),
         attempts_max=fields.count("attempts_max", 0), trace=fields.text("trace", default=""),
         limits=tuple((n, v) for n in _LIMITS if (v := fields.count(n, 0))),
@@ -379,8 +394,8 @@ def decode_sealed(data: bytes) -> Sealed:
     return _sealed(fields, *_check_head(fields))
 
 
-def origin_of(delivery: Delivery, sha256: str) -> Origin:
-    """What is kept of a delivered message; `sha256` is used where it cannot be kept whole."""
+def origin_of(delivery: Delivery) -> Origin:
+    """What is kept of a delivered message: of one above MESSAGE_MAX, how it begins."""
     # Headers are the submitter's bytes: what is no text must not keep its own report from being
     # written.
     headers = tuple(
@@ -391,6 +406,7 @@ def origin_of(delivery: Delivery, sha256: str) -> Origin:
     size = len(delivery.data)
     subject = delivery.subject[:256]  # what its record can hold: a longer one is no task's anyway
     if size > MESSAGE_MAX:
+        sha256 = hashlib.sha256(delivery.data).hexdigest()
         return Origin(subject, delivery.data[:PREFIX_MAX], headers, size, sha256)
     return Origin(subject, delivery.data, headers, size)
 
@@ -438,6 +454,7 @@ def decode_retry(
 
 
 _RECEIPT: Final = tuple(Receipt.__dataclass_fields__)
+_receipt_values: Final = attrgetter(*_RECEIPT)
 
 
 def record_version(record: Record) -> int:
@@ -452,7 +469,7 @@ def encode_record(record: Record, version: int = VERSION) -> bytes:
         "submitted_at": record.submitted_at, "finished_at": record.finished_at,
         "version": record.version, "trace": record.trace, "history": _history(record.history),
     }  # fmt: skip
-    values |= {name: getattr(record.receipt, name) for name in _RECEIPT}
+    values |= zip(_RECEIPT, _receipt_values(record.receipt), strict=True)
     if record.code:
         values |= {
             "code": record.code, "message": record.message, "hint": record.hint,

@@ -321,7 +321,8 @@ def _denied(
 
 def for_request(authority: Authority, asked: Iterable[tuple[str, int]]) -> Limits:
     """The limits of one attempt: a request only lowers what it may have."""
-    return authority.limits.lowered(dict(asked))
+    lower = dict(asked)
+    return authority.limits.lowered(lower) if lower else authority.limits
 
 
 def kv_allows(scope: KvScope | None, function: str, key: str) -> bool:

@@ -8,7 +8,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Final, NewType
 
-from executor.core.envelope import Origin
+from executor.core.envelope import Origin, origin_of
 from executor.core.frames import LAST_CALLS_MAX, Done
 from executor.core.manifest import Manifest
 from executor.core.schedule import Firing
@@ -81,7 +81,6 @@ class Job:
     delivery: Delivery
     received_at: int  # ms
     lease_until: float  # loop time
-    origin: Origin
     request: TaskRequest
     limits: Limits = field(default_factory=Limits)
     admitted: Admitted | None = None
@@ -103,6 +102,12 @@ class Job:
     firing: Firing | None = None  # the schedule it comes from, unless it is a retry
     degraded: str = ""  # the code of the failure that its fallback took the place of
     followers: list[Job] = field(default_factory=list)  # deliveries of the same id that wait
+    first: Origin | None = None  # the submitter's message, where the delivery only carries it
+
+    @property
+    def origin(self) -> Origin:
+        """The submitter's message, for a retry or a dead letter: most tasks never need it."""
+        return self.first or origin_of(self.delivery)
 
     def forget_calls(self) -> None:
         """Another run begins; a call of the one before may still be served, and notes its end."""

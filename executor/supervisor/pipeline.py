@@ -384,11 +384,14 @@ class Pipeline:
 
     def _settle(self, job: Job, settlement: Settlement, finished: Finished) -> None:
         code = finished.outcome.code if isinstance(finished.outcome, Failure) else "ok"
-        self.telemetry.attempt(job.request, finished, AttemptFacts(
-            delivered=job.delivery.delivered, stored_at=job.delivery.stored_at,
-            received_at=job.received_at, ended_at=self.now_ms(),
-            settlement=settlement.action.value, calls=tuple(job.calls.items()),
-        ))  # fmt: skip
+        if self.telemetry.listens:
+            self.telemetry.attempt(job.request, finished, AttemptFacts(
+                delivered=job.delivery.delivered, stored_at=job.delivery.stored_at,
+                received_at=job.received_at, ended_at=self.now_ms(),
+                settlement=settlement.action.value, calls=tuple(job.calls.items()),
+            ))  # fmt: skip
+        else:
+            self.telemetry.guest_lines(job.request, finished.logs)
         if code != "ok":
             self.telemetry.log.event(
                 "attempt", task=f"{job.request.tenant}/{job.request.task}", id=job.request.id,

@@ -126,6 +126,7 @@ class SandboxProcess(asyncio.Protocol):
     _failed: Failed | None = None
     _eof: bool = False
     _early: bool = False
+    _containment: tuple[tuple[str, ...], str] = ((), "")  # layers, and what is said of them
 
     def start(self, load: Load, artifact_fds: Sequence[int], *, memory_bytes: int) -> None:
         """Start the process and tell it what to load. Raises `OSError` if it cannot start.
@@ -172,8 +173,11 @@ class SandboxProcess(asyncio.Protocol):
     @property
     def containment(self) -> str:
         """Whether it has every required layer, and which it lacks, for receipts."""
-        missing = sorted(REQUIRED - set(self.layers))
-        return f"weakened: no {', '.join(missing)}" if missing else "full"
+        if not self._containment[1] or self._containment[0] is not self.layers:
+            missing = sorted(REQUIRED - set(self.layers))
+            said = f"weakened: no {', '.join(missing)}" if missing else "full"
+            self._containment = self.layers, said
+        return self._containment[1]
 
     @property
     def outstanding(self) -> int:

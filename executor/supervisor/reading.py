@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 from executor.core import envelope, schedule, subjects
@@ -28,11 +27,8 @@ class Reading:
         """A job for a delivery that came to hand `now` (ms), under its place as id."""
         parsed = subjects.parse_task(delivery.subject)
         task = parsed[1] if parsed and parsed[0] == delivery.tenant else "_"
-        too_large = len(delivery.data) > envelope.MESSAGE_MAX
-        sha256 = hashlib.sha256(delivery.data).hexdigest() if too_large else ""
         return Job(
             delivery=delivery, received_at=now, lease_until=lease_until,
-            origin=envelope.origin_of(delivery, sha256),
             # Until it is decoded, a message has no id but its place in the stream.
             request=TaskRequest(
                 delivery.tenant, task, TaskId(f"_{delivery.sequence}"), b"",
@@ -55,7 +51,7 @@ class Reading:
         if not isinstance(request, Sealed):
             job.request = request
         elif request.typ == "retry":
-            job.request, job.origin = self._open_retry(job, request)
+            job.request, job.first = self._open_retry(job, request)
         else:
             job.request, job.firing = self._open_firing(
                 job, request, job.origin, delivery.stored_at

@@ -63,6 +63,13 @@ def parse_headers(block: bytes) -> dict[str, str] | None:
     """The headers of a message, with `Status` and `Description` of its first line."""
     first, _, rest = block.partition(_CRLF)
     found: dict[str, str] = {}
+    if first == _STATUS_LINE and rest.isascii():  # as almost all are
+        for entry in rest.decode().split("\r\n"):
+            key, mark, said = entry.partition(":")
+            key = key.strip()
+            if mark and len(key.split()) == 1:
+                found[key] = said.strip()
+        return found or None
     status, _, description = first.removeprefix(_STATUS_LINE).strip().partition(b" ")
     if status.isdigit():
         found["Status"] = status.decode()

@@ -156,10 +156,13 @@ class Outbox:
         """
         loop = asyncio.get_running_loop()
         headers = wire_headers(outgoing)
-        size = len(outgoing.body) + api.header_size(headers)
         limit = self._connection.max_payload  # beyond it the server would hang up
         if outgoing.schedule_target:
             limit = min(limit, self._schedule_max_bytes)
+        size = len(outgoing.body)
+        # Else what we add ourselves, some hundred bytes, is far from any limit.
+        if size > limit // 2 or outgoing.headers:
+            size += api.header_size(headers)
         if size > limit:
             loop.call_soon(on_answer, Refused(_TOO_LARGE, f"{size} bytes, the limit is {limit}"))
             return

@@ -197,7 +197,7 @@ def test_any_headers_of_a_raw_message(
         data=body, subject="task.acme.resize", tenant="acme", headers=found, sequence=1,
         delivered=1, stored_at=0, lease="",
     )  # fmt: skip
-    origin = envelope.origin_of(delivery, "")
+    origin = envelope.origin_of(delivery)
     names = {name for name, _ in origin.headers}
     assert names <= {"Task-Id", "Content-Type", "traceparent"}
     record = envelope.Record(
