@@ -23,6 +23,7 @@ from nats.protocol import parser
 VERSIONS: Final = frozenset({"2.16.0"})
 # A control line is two subjects and three numbers; what the server itself reads may have 4096.
 _LINE_MAX: Final = 16 * 1024
+_WORDS: Final = (4, 5)  # of MSG, without and with a reply
 _CRLF: Final = b"\r\n"
 _STATUS_LINE: Final = b"NATS/1.0"
 # In a header that a caller gave: what would end it, and begin another.
@@ -123,6 +124,8 @@ class Parser(parser.Parser):
                     head = int(words.pop(-2))
                 elif words[0] != b"MSG":
                     raise nats.errors.ProtocolError
+                if len(words) not in _WORDS:
+                    raise nats.errors.ProtocolError
                 begin, size = line + 2, int(words[-1])
                 end = begin + size
                 if end + 2 > len(data):
@@ -130,7 +133,7 @@ class Parser(parser.Parser):
                     return False
                 if not 0 <= head <= size:
                     raise nats.errors.ProtocolError
-                sid, reply = int(words[2]), words[3] if len(words) > 4 else b""  # noqa: PLR2004
+                sid, reply = int(words[2]), words[3] if len(words) == _WORDS[1] else b""
                 block, body = data[begin : begin + head], data[begin + head : end]
                 place = end + 2
                 deliver = self._deliver.get(sid)
