@@ -143,6 +143,7 @@ class Config:
         policy = replace(
             self.policy, tenants=document.tenants, grants=document.grants,
             access=document.access, requirements=document.requirements,
+            builders=document.builders,
         )  # fmt: skip
         return replace(self, policy=policy, document=document)
 

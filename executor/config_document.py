@@ -1,8 +1,8 @@
 """The tables that grant, as one value: from `executor.toml`, or from a policy file that is signed.
 
 Both have the same grammar: [[tenant]], [[grant]], [[publisher]], [[executor]], [[operator]],
-[[submitter]], [[role]], [[binding]], [[requirement]], and what is revoked, which is under [trust]
-in the one and at the top of the other.
+[[submitter]], [[role]], [[binding]], [[builder]], [[requirement]], and what is revoked, which is
+under [trust] in the one and at the top of the other.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from executor.errors import ExecutorError
 
 TABLES: Final = (
     "tenant", "grant", "publisher", "executor", "operator", "submitter", "role", "binding",
-    "requirement",
+    "builder", "requirement",
 )  # fmt: skip
 # Of a policy file: all that a signer reads before signing it.
 BYTES_MAX: Final = 1024 * 1024
@@ -38,6 +38,7 @@ class Document:
     executors: tuple[ExecutorKey, ...] = ()
     operators: tuple[Party, ...] = ()
     submitters: tuple[Party, ...] = ()
+    builders: tuple[Party, ...] = ()  # whose statements of provenance count
     requirements: tuple[Requirement, ...] = ()
     access: Access = field(default_factory=Access)
     revoked: frozenset[str] = frozenset()
@@ -52,6 +53,7 @@ class Document:
             self.executors,
             self.operators,
             self.submitters,
+            self.builders,
             self.requirements,
             self.access.bindings,
             self.revoked,
@@ -89,12 +91,15 @@ def read(reader: Reader, document: dict[str, Any]) -> Document:
     publishers: list[Publisher] = rows("publisher")
     operators: list[Party] = rows("operator")
     submitters: list[Party] = rows("submitter")
+    builders: list[Party] = rows("builder")
+    requirements: list[Requirement] = rows("requirement")
     revoked: list[frozenset[str]] = rows("trust")
     _check_tenants(reader, tenants, grants)
+    _check_builders(reader, builders, requirements)
     return Document(
         tenants=tuple(tenants), grants=tuple(grants), publishers=tuple(publishers),
         executors=tuple(rows("executor")), operators=tuple(operators),
-        submitters=tuple(submitters), requirements=tuple(rows("requirement")),
+        submitters=tuple(submitters), builders=tuple(builders), requirements=tuple(requirements),
         access=_access(reader, rows("role"), rows("binding"), tenants,
                        [*operators, *submitters, *publishers]),
         revoked=frozenset().union(*revoked),
@@ -114,6 +119,14 @@ def _check_tenants(reader: Reader, tenants: list[Tenant], grants: list[Grant]) -
             reader.fail("config.invalid", f"{where} grants to unknown tenant `{grant.tenant}`")
         if is_wider(granting, grant):
             reader.fail("config.invalid", f"{where}: its fallback may do more than its own task")
+
+
+def _check_builders(reader: Reader, builders: list[Party], requirements: list[Requirement]) -> None:
+    known = sorted({builder.name for builder in builders})
+    for index, requirement in enumerate(requirements):
+        for name in requirement.builders:
+            if name not in known:
+                reader.unknown("builder ", name, known, reader.where("requirement", index=index))
 
 
 def _access(

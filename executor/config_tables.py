@@ -364,6 +364,7 @@ def publisher(table: _Table) -> Publisher:
     return Publisher(
         table.token("name"), table.key("key"), table.patterns("tasks"), table.ceiling("ceiling"),
         large=table.take("large", bool, default=False),
+        not_before=table.date("not_before"), not_after=table.date("not_after"),
     )  # fmt: skip
 
 
@@ -379,13 +380,13 @@ def executor(table: _Table) -> ExecutorKey:
 
 
 def party(table: _Table) -> Party:
-    """One [[operator]] or [[submitter]]."""
+    """One [[operator]], [[submitter]] or [[builder]]."""
     return Party(
         table.token("name"), table.key("key"), table.date("not_before"), table.date("not_after")
     )
 
 
-operator = submitter = party
+operator = submitter = builder = party
 
 
 def role(table: _Table) -> tuple[str, frozenset[str]]:

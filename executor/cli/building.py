@@ -13,12 +13,14 @@ from typing import Any, Final
 
 import click
 
+from executor import __version__
 from executor.cli import local
 from executor.cli.base import Verb, read_file, read_input, run_async, state, write_file
 from executor.cli.modules import examine, read_key, wanted
 from executor.cli.output import log_line, number, safe_text, size, used
 from executor.config import Config
-from executor.core import abi, content, manifest, policy, signature
+from executor.core import abi, content, manifest, policy, provenance, signature
+from executor.core.provenance import Build
 from executor.errors import ExecutorError
 from executor.telemetry import Log, Telemetry, escape
 
@@ -36,14 +38,16 @@ class _Sample:
     file: str  # where `expected` stands
 
 
-def build_module(folder: Path, out: Path) -> dict[str, Any]:
+def build_module(folder: Path, out: Path, *, twice: bool = False) -> dict[str, Any]:
     """Run the guest SDK's driver for one folder, as a process of its own.
+
+    `twice` builds a second time, elsewhere, and refuses what differs.
 
     Errors  `config.*` and `module.*` as the driver says.
     """
     done = subprocess.run(
         [sys.executable, "-I", "-m", "guest_sdk.build", str(folder.resolve()),
-         "--out", str(out.resolve()), "--json"],
+         "--out", str(out.resolve()), "--json", *(["--twice"] if twice else [])],
         capture_output=True, timeout=_BUILD_S, check=False,
     )  # fmt: skip
     try:
@@ -160,9 +164,14 @@ def _shown(data: bytes) -> str:
 @click.option(
     "--key", type=click.Path(path_type=Path), metavar="FILE", help="Sign it with this .key file."
 )
+@click.option(
+    "--builder-key", type=click.Path(path_type=Path), metavar="FILE",
+    help="Say who built it from what: FILE.provenance.json, signed by this .key file.",
+)  # fmt: skip
 @click.option("--no-sample", is_flag=True, help="Do not run the task's sample.")
 def build(
-    folder: Path, out: Path | None, twice: bool, key: Path | None, no_sample: bool,  # noqa: FBT001
+    folder: Path, out: Path | None, twice: bool, key: Path | None,  # noqa: FBT001
+    builder_key: Path | None, no_sample: bool,  # noqa: FBT001
 ) -> None:  # fmt: skip
     """Build the task in FOLDER and run its sample.
 
@@ -173,27 +182,24 @@ def build(
     """
     config = state().config()
     secret = read_key(key) if key else None
+    builder = read_key(builder_key) if builder_key else None
     if not folder.is_dir():
         raise ExecutorError("config.missing", f"no folder `{folder}`", hint="check the path")
     with tempfile.TemporaryDirectory() as temporary:
         first = Path(temporary) / "first.wasm"
         state().out.say(f"building {folder} …")
-        answer = build_module(folder, first)
+        answer = build_module(folder, first, twice=twice)
         data = first.read_bytes()
-        if twice:
-            second = Path(temporary) / "elsewhere" / "second.wasm"
-            second.parent.mkdir()
-            build_module(folder, second)
-            if second.read_bytes() != data:
-                raise ExecutorError(
-                    "module.invalid", "two builds differ", hint="look for paths and times inside"
-                )
     described, product = run_async(examine(config, data), "the compiler")
     sample = None if no_sample else _run_sample(config, folder, data)
+    statement = provenance.sign(_facts(data, answer), builder) if builder else None
     if secret is not None:
         data = signature.sign_module(data, secret)
     target = out or folder / f"{described.task}.wasm"
     write_file(target, data)
+    said = target.with_name(target.name + provenance.SUFFIX)
+    if statement is not None:
+        write_file(said, statement)
     capabilities = wanted(product)
     lines = [policy.grant_line(c, f) for c, f in sorted(capabilities.items())]
     ran = sample.pop("text") if sample else "not run" if no_sample else "none in task.toml"
@@ -202,12 +208,25 @@ def build(
          "size": len(data), "task": described.task, "version": described.version,
          "language": answer["language"], "toolchain": answer["toolchain"],
          "wants": capabilities, "grant": lines, "memory_min": product.memory_min,
-         "sample": sample, "signed": secret is not None, "reproduced": twice},
+         "sample": sample, "signed": secret is not None, "reproduced": twice,
+         "content_digest": signature.content_digest(data),
+         "provenance": str(said) if statement else None},
         f"{target} · {number(len(data))} bytes · starts with {size(product.memory_min)}\n"
         f"{signature.digest(data)}"
         + ("\nbuilt twice, the same bytes" if twice else "")
+        + (f"\nbuilt by  {builder.public.key_id.hex()} → {said}" if builder else "")
         + f"\nsample    {ran}"
         + (f"\ngrant     {'; '.join(lines)}" if lines else ""),
+    )  # fmt: skip
+
+
+def _facts(data: bytes, answer: dict[str, Any]) -> Build:
+    """What the driver said, for the builder's statement; its tool is `package version`."""
+    tool, _, version = answer["toolchain"].partition(" ")
+    return Build(
+        signature.content_digest(data), answer["task"], answer["version"], answer["language"],
+        tuple(answer["sources"].items()),
+        ((tool, version), ("wasm-task-executor", __version__)),
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,18 @@ import click
 from executor.cli.base import Verb, read_file, run_async, state, unwritable, write_file
 from executor.cli.output import number, size
 from executor.config import Config
-from executor.core import abi, manifest, policy, signature, wasm
+from executor.core import abi, manifest, policy, provenance, signature, wasm
+from executor.core.access import Party
 from executor.core.manifest import Manifest
-from executor.core.policy import Publisher
+from executor.core.policy import Publisher, Required
+from executor.core.provenance import Statement
 from executor.core.signature import PublicKey, SecretKey
 from executor.errors import ExecutorError
+from executor.model import Release
+from executor.supervisor import vouching
 from executor.supervisor.compiling import Product
 from executor.supervisor.service import new_compiler, new_zygote
+from executor.trust.file import FileTrust
 
 
 def write_secret(path: Path, data: bytes) -> None:
@@ -103,18 +109,31 @@ def sign(module: Path, key: Path, out: Path | None) -> None:
     )  # fmt: skip
 
 
+def read_statement(module: Path, named: Path | None) -> bytes | None:
+    """The statement of who built a module: from the file named, or from the one beside it."""
+    beside = module.with_name(module.name + provenance.SUFFIX)
+    if named is None and not beside.exists():
+        return None
+    data = read_file(named or beside, most=provenance.STATEMENT_MAX + 1)
+    if len(data) > provenance.STATEMENT_MAX:
+        raise ExecutorError("module.provenance-invalid", f"`{named or beside}` is too large")
+    return data
+
+
+def public_key(text: str) -> PublicKey:
+    """A public key, or the one in the file of that name. Errors  `config.invalid`."""
+    path = Path(text)
+    raw: str | bytes = read_file(path, most=64 * 1024) if path.exists() else text
+    try:
+        return PublicKey.parse(raw)
+    except (ExecutorError, ValueError):
+        raise ExecutorError("config.invalid", f"`{text}` is no public key") from None
+
+
 def _publishers(config: Config, keys: tuple[str, ...]) -> list[Publisher]:
     if not keys:
         return list(config.publishers)
-    named = []
-    for text in keys:
-        path = Path(text)
-        raw: str | bytes = read_file(path, most=64 * 1024) if path.exists() else text
-        try:
-            named.append(Publisher(text, PublicKey.parse(raw), ("*/*",)))
-        except (ExecutorError, ValueError):
-            raise ExecutorError("config.invalid", f"`{text}` is no public key") from None
-    return named
+    return [Publisher(text, public_key(text), ("*/*",)) for text in keys]
 
 
 @click.command("verify", cls=Verb)
@@ -122,29 +141,89 @@ def _publishers(config: Config, keys: tuple[str, ...]) -> list[Publisher]:
 @click.option(
     "--key", "keys", multiple=True, help="A public key or its file; else executor.toml's."
 )
-def verify(module: Path, keys: tuple[str, ...]) -> None:
-    """Check MODULE's signature against trusted keys.
+@click.option("--tenant", help="Whose task it is; else every tenant's requirements hold.")
+@click.option(
+    "--provenance",
+    "statement",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Who built it; default: MODULE.provenance.json.",
+)
+@click.option(
+    "--builder",
+    "builders",
+    multiple=True,
+    help="A builder's public key or its file: check who built it.",
+)
+def verify(
+    module: Path, keys: tuple[str, ...], tenant: str | None, statement: Path | None,
+    builders: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Check MODULE's signatures against trusted keys, and who built it.
+
+    With the keys of executor.toml, what its [[requirement]] asks for is checked as well.
 
     Example: executor verify hello.wasm --key keys/author.pub
     """
     config, data = state().config(), read_file(module)
+    said, now = read_statement(module, statement), time.time_ns() // 1_000_000
+    digest = signature.digest(data)
     publishers = _publishers(config, keys)
     trusted = signature.verify_module(data, [p.key for p in publishers])
-    signers = [p for p in publishers if p.key in trusted]
+    signers = [p for p in publishers if p.key in trusted and p.valid_at(now)]
     if not signers:
         ids = ", ".join(key_id.hex() for key_id in signature.signers(data))
         raise ExecutorError("module.signer-untrusted", f"signed by {ids}")
-    names = [s.key.key_id.hex() for s in signers]
-    if revoked := config.revoked & {*names, signature.digest(data)}:
-        raise ExecutorError("module.signer-revoked", ", ".join(sorted(revoked)))
+    live = [s for s in signers if s.key.key_id.hex() not in config.revoked]
+    if not live or digest in config.revoked:
+        names = {s.key.key_id.hex() for s in signers} | {digest}
+        raise ExecutorError("module.signer-revoked", ", ".join(sorted(config.revoked & names)))
     described = manifest.read(data)
+    if not keys:
+        _check_required(config, data, said, described, live, tenant, now)
+    built = _built(config, data, said, builders, asked=bool(statement or builders))
     state().out.data(
-        {"schema": "executor.verified/1", "digest": signature.digest(data),
-         "signers": [s.name for s in signers], "task": described.task,
-         "version": described.version},
-        f"ok  {described.task} {described.version} · signed by "
-        f"{', '.join(s.name for s in signers)}\n{signature.digest(data)}",
+        {"schema": "executor.verified/1", "digest": digest, "signers": [s.name for s in live],
+         "task": described.task, "version": described.version,
+         "content_digest": signature.content_digest(data),
+         "builder": built.builder.name if built else None,
+         "sources": dict(built.sources) if built else None},
+        f"ok  {described.task} {described.version} · signed by {', '.join(s.name for s in live)}"
+        + (f" · built by {built.builder.name} from {len(built.sources)} files" if built else "")
+        + f"\n{digest}",
     )  # fmt: skip
+
+
+def _check_required(
+    config: Config, data: bytes, said: bytes | None, described: Manifest,
+    signers: list[Publisher], tenant: str | None, now: int,
+) -> None:  # fmt: skip
+    """What admission would ask for, for the tenants whose task it can be."""
+    trust = FileTrust(config)
+    for name in [tenant] if tenant else [party.name for party in config.policy.tenants]:
+        task = described.task
+        if tenant is None and (
+            config.policy.required(name, task) == Required()
+            or not any(signer.may_sign(name, task) for signer in signers)
+        ):
+            continue
+        live = Release(name, task, signature.digest(data), described.version)
+        vouching.verify(data, live, trust, now)
+        vouching.judge(said, data, live, trust, now)
+
+
+def _built(
+    config: Config, data: bytes, said: bytes | None, builders: tuple[str, ...], *, asked: bool
+) -> Statement | None:
+    """Who says that it was built there; None if nobody asked and nobody is known."""
+    parties = [Party(text, public_key(text)) for text in builders] or [
+        b for b in config.document.builders if b.key.key_id.hex() not in config.revoked
+    ]
+    if not asked and (said is None or not parties):
+        return None
+    if said is None:
+        raise ExecutorError("module.provenance-missing", "there is no file with it")
+    return provenance.verify(said, signature.content_digest(data), parties)
 
 
 async def examine(config: Config, data: bytes) -> tuple[Manifest, Product]:

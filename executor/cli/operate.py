@@ -26,15 +26,15 @@ from executor.cli.base import (
     state,
     with_input,
 )
-from executor.cli.modules import examine, wanted
+from executor.cli.modules import examine, read_statement, wanted
 from executor.cli.serving import Host, queue, settings, stream_options
 from executor.cli.serving import serve as serve_host
 from executor.client import Client, TaskOutcome
 from executor.config import Config
-from executor.core import policy, release, signature, subjects
+from executor.core import policy, provenance, release, signature, subjects
 from executor.errors import ExecutorError
 from executor.model import Release
-from executor.supervisor.registry import verify
+from executor.supervisor import vouching
 from executor.telemetry import Log, Telemetry
 from executor.transport import streams
 from executor.transport.connection import Connection
@@ -73,8 +73,12 @@ def moment_ms(text: str) -> int:
     return at
 
 
-async def publish_module(config: Config, data: bytes, tenant: str) -> tuple[Release, list[str]]:
+async def publish_module(
+    config: Config, data: bytes, tenant: str, statement: bytes | None = None
+) -> tuple[Release, list[str]]:
     """Verify, compile, store by digest, release. Returns the release and what is not granted yet.
+
+    `statement` is the builder's, stored beside the module; checked where policy asks for one.
 
     Errors  `module.*`, `policy.task-unknown` for an unknown tenant, `transport.*`.
     """
@@ -86,7 +90,9 @@ async def publish_module(config: Config, data: bytes, tenant: str) -> tuple[Rele
     digest = signature.digest(data)
     live = Release(tenant, described.task, digest, described.version)
     trust = FileTrust(config)
-    _, signers = verify(data, live, trust)
+    now = time.time_ns() // 1_000_000
+    signers = vouching.verify(data, live, trust, now).signers
+    vouching.judge(statement, data, live, trust, now)
     if trust.is_revoked(digest):
         raise ExecutorError("module.signer-revoked", f"`{digest}`")
     missing: list[str] = []
@@ -108,6 +114,8 @@ async def publish_module(config: Config, data: bytes, tenant: str) -> tuple[Rele
         settings(config, "executor-publish"), lambda _name, _facts: None
     )
     try:
+        if statement is not None:  # first: whoever sees the release finds it
+            await Objects(connection).put(provenance.object_name(digest), statement)
         await store(connection, config, live, data)
     finally:
         await connection.close()
@@ -126,20 +134,29 @@ async def store(connection: Connection, config: Config, live: Release, data: byt
 @click.command("publish", cls=Verb)
 @click.argument("module", type=click.Path(path_type=Path))
 @click.option("--tenant", help="Whose task it is.")
-def publish(module: Path, tenant: str | None) -> None:
+@click.option(
+    "--provenance", "statement", type=click.Path(path_type=Path), metavar="FILE",
+    help="Who built it; default: MODULE.provenance.json, if there is one.",
+)  # fmt: skip
+def publish(module: Path, tenant: str | None, statement: Path | None) -> None:
     """Verify MODULE and make it the live release of its task.
 
-    Its bytes are stored by digest; tasks take it up at once.
+    Its bytes are stored by digest, with the statement of who built it; tasks take it up
+    at once.
 
     Example: executor publish hello.wasm --tenant acme
     """
     config, data = state().config(required=True), read_file(module)
     of_tenant = pick_tenant(config, tenant)
-    live, missing = run_async(publish_module(config, data, of_tenant), "the compiler and NATS")
+    said = read_statement(module, statement)
+    live, missing = run_async(
+        publish_module(config, data, of_tenant, said), "the compiler and NATS"
+    )
     out = state().out
     out.data(
         {"schema": "executor.release/1", "tenant": live.tenant, "task": live.task,
-         "version": live.version, "digest": live.digest, "missing_grants": missing},
+         "version": live.version, "digest": live.digest, "missing_grants": missing,
+         "provenance": said is not None},
         f"{live.tenant}/{live.task} {live.version} is live\n{live.digest}",
     )  # fmt: skip
     if missing:

@@ -14,6 +14,7 @@ from executor.cli.heartbeat import Heartbeat
 from executor.cli.intake import Intake
 from executor.cli.modules import read_key
 from executor.config import Config
+from executor.core import provenance
 from executor.core import release as releases
 from executor.core.policy import Tenant
 from executor.core.signature import SecretKey
@@ -108,6 +109,10 @@ class _Modules:
     async def get(self, digest: Digest, max_bytes: int) -> bytes | None:
         """The bytes stored under a digest."""
         return await self.objects.get(digest, max_bytes)
+
+    async def provenance(self, digest: Digest, max_bytes: int) -> bytes | None:
+        """The statement of who built it."""
+        return await self.objects.get(provenance.object_name(digest), max_bytes)
 
 
 @dataclass(frozen=True, slots=True)

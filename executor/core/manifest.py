@@ -9,15 +9,15 @@ module's signature held, never before. Which capabilities exist is not known her
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, NoReturn
+from typing import Final
 
-from executor.core import subjects, wasm
+from executor.core import strict, subjects, wasm
 from executor.core.abi import ENTRY
 from executor.core.abi import VERSION as ABI_VERSION
+from executor.core.strict import INT_MAX, shown
 from executor.errors import ExecutorError
 from executor.sizes import KIB
 
@@ -25,11 +25,9 @@ SECTION: Final = "executor.manifest"
 MANIFEST_MAX: Final = 64 * KIB
 VERSION: Final = 1
 WANTS_MAX: Final = 64
-INT_MAX: Final = 2**53 - 1  # the largest integer that every JSON reader keeps exactly
 LIMITS: Final = frozenset({"fuel", "memory_bytes", "deadline_ms", "output_bytes", "host_calls"})
 
 _DEPTH_MAX: Final = 3  # the manifest, its list of wants, one want
-_INT_DIGITS: Final = len(str(INT_MAX))
 _REQUIRED: Final = frozenset({"v", "kind", "task", "version", "abi", "entry"})
 _OPTIONAL: Final = frozenset({
     "summary", "wants", "limits", "input", "output", "idempotent", "source_date", "built_with",
@@ -48,9 +46,6 @@ _ENTRY: Final = re.compile(r"[!-~]{1,128}")
 _LINE: Final = re.compile(
     r"[^\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]{0,256}"
 )
-# The possessive star and the optional quote keep this linear on strings that never end.
-_STRING: Final = re.compile(r'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
-_BRACKET: Final = re.compile(r"[\[\]{}]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +80,6 @@ class Manifest:
 
 def _invalid(field: str, detail: str) -> ExecutorError:
     return ExecutorError("module.manifest-invalid", f"`{field}`: {detail}")
-
-
-def _shown(text: str) -> str:
-    """A name out of the file, short and without anything a terminal would obey."""
-    return ascii(text[:64])[1:-1]
 
 
 def encode(m: Manifest) -> bytes:
@@ -150,7 +140,7 @@ def _check_kind(module: bytes, m: Manifest) -> None:
     # The magic lies outside the signed bytes; only this comparison binds it to them.
     kind = wasm.kind(module)
     if m.kind != kind:
-        raise _invalid("kind", f"{_shown(m.kind)}, but the file is a {kind}")
+        raise _invalid("kind", f"{shown(m.kind)}, but the file is a {kind}")
 
 
 def _dump(m: Manifest) -> bytes:
@@ -167,11 +157,8 @@ def _dump(m: Manifest) -> bytes:
         "source_date": m.source_date, "built_with": m.built_with, "not_after": m.not_after,
     }  # fmt: skip
     members |= {name: value for name, value in optional.items() if value}
-    # RFC 8785 sorts names by UTF-16 units and Python by code points: the same for ASCII, and a
-    # name that is not one of ours, all ASCII, never gets here.
-    text = json.dumps(members, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     try:
-        return text.encode()
+        return strict.dump(members)  # a name that is not one of ours, all ASCII, never gets here
     except UnicodeEncodeError as error:
         raise _invalid("manifest", "not Unicode text") from error
 
@@ -183,42 +170,9 @@ def _dump_want(want: Want) -> dict[str, str]:
 
 def _load(data: bytes) -> object:
     try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        raise _invalid("manifest", "not UTF-8") from error
-    depth = 0
-    for bracket in _BRACKET.findall(_STRING.sub("", text)):
-        depth += 1 if bracket in "[{" else -1
-        if depth > _DEPTH_MAX:
-            raise _invalid("manifest", f"nested deeper than {_DEPTH_MAX}")
-    try:
-        value: object = json.loads(
-            text, object_pairs_hook=_members, parse_int=_load_int,
-            parse_float=_no_number, parse_constant=_no_number,
-        )  # fmt: skip
-    except ValueError as error:
-        raise _invalid("manifest", "not JSON") from error
-    return value
-
-
-def _members(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    members: dict[str, object] = {}
-    for name, value in pairs:
-        if name in members:
-            raise _invalid(_shown(name), "twice in one object")
-        members[name] = value
-    return members
-
-
-def _load_int(digits: str) -> int:
-    # Counted before it is converted: the conversion is quadratic.
-    if len(digits) > _INT_DIGITS or (value := int(digits)) > INT_MAX:
-        raise _invalid("manifest", f"a number outside 0 to {INT_MAX}")
-    return value
-
-
-def _no_number(digits: str) -> NoReturn:
-    raise _invalid("manifest", f"{_shown(digits)} is not an integer")
+        return strict.load(data, depth_max=_DEPTH_MAX)
+    except strict.NotStrictError as error:
+        raise _invalid(error.member or "manifest", error.detail) from error
 
 
 def _manifest(value: object) -> Manifest:
@@ -281,7 +235,7 @@ def _object(
         raise _invalid(inside.removesuffix(".") or "manifest", "not an object")
     members: dict[str, object] = value
     if unknown := sorted(members.keys() - required - optional):
-        raise _invalid(f"{inside}{_shown(unknown[0])}", "no such member")
+        raise _invalid(f"{inside}{shown(unknown[0])}", "no such member")
     if missing := sorted(required - members.keys()):
         raise _invalid(f"{inside}{missing[0]}", "missing")
     return members

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from executor.core import abi
-from executor.core.access import Access
+from executor.core.access import Access, Party
 from executor.core.manifest import Manifest
 from executor.core.signature import PublicKey
 from executor.errors import ExecutorError
@@ -81,6 +81,12 @@ class Publisher:
     tasks: tuple[str, ...]
     ceiling: Ceiling | None = None
     large: bool = False  # its modules may have the caps and the compile budget of large ones
+    not_before: int = 0  # ms, of use: when a module was signed nobody can say
+    not_after: int = 0  # ms; 0: never
+
+    def valid_at(self, at: int) -> bool:
+        """Whether modules that the key signed may be admitted at `at`."""
+        return self.not_before <= at and (not self.not_after or at <= self.not_after)
 
     def may_sign(self, tenant: str, task: str) -> bool:
         """Whether modules of this task are believed when this key signed them."""
@@ -109,6 +115,14 @@ class Requirement:
 
 
 @dataclass(frozen=True, slots=True)
+class Required:
+    """What all requirements together ask of a task's modules."""
+
+    signatures: int = 1
+    builders: frozenset[str] | None = None  # None: no provenance; empty: nobody's is accepted
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """Everything that grants, as one value; `version` changes whenever it does."""
 
@@ -119,6 +133,18 @@ class Policy:
     version: int = 0
     access: Access = field(default_factory=Access)
     requirements: tuple[Requirement, ...] = ()
+    builders: tuple[Party, ...] = ()
+
+    def required(self, tenant: str, task: str) -> Required:
+        """What a module needs beyond one publisher's signature: every requirement has to hold."""
+        signatures, builders = 1, None
+        for one in self.requirements:
+            if one.covers(tenant, task):
+                signatures = max(signatures, one.signatures)
+                if one.builders:
+                    named = frozenset(one.builders)
+                    builders = named if builders is None else builders & named
+        return Required(signatures, builders)
 
     _by_name: dict[str, Tenant] = field(init=False, compare=False, repr=False)
 

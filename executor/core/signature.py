@@ -305,6 +305,11 @@ def _shortest(module: bytes, section: wasm.Section) -> bytes:
     return bytes([section.id]) + wasm.uleb(len(content)) + content
 
 
+def _rest(module: bytes, sections: Sequence[wasm.Section]) -> bytes:
+    """What signatures cover: all but themselves and delimiters."""
+    return b"".join(_shortest(module, each) for each in sections if each.name not in _OURS)
+
+
 def sign_module(module: bytes, key: SecretKey, *, replace: bool = False) -> bytes:
     """Sign the whole of `module`, which is written with all section sizes in their shortest form.
 
@@ -316,8 +321,7 @@ def sign_module(module: bytes, key: SecretKey, *, replace: bool = False) -> byte
             also for the file that would result.
     """
     found = wasm.sections(module)
-    kept = (_shortest(module, section) for section in found if section.name not in _OURS)
-    rest = b"".join(kept)
+    rest = _rest(module, found)
     hashed = hashlib.sha256(rest).digest()
     before = None if replace else _signed(module, found)
     if before is not None and before.hash != hashed:
@@ -381,6 +385,16 @@ def signers(module: bytes) -> tuple[bytes, ...]:
 def digest(module: bytes) -> Digest:
     """Name the file by its content, signatures included."""
     return Digest(f"sha256:{hashlib.sha256(module).hexdigest()}")
+
+
+def content_digest(module: bytes) -> Digest:
+    """Name what was built, whoever signed it: the file without signatures, sizes in shortest form.
+
+    Unlike `digest` it stays the same while signatures are added, and it covers the magic.
+
+    Errors  `module.invalid`, `module.too-complex` as `wasm.sections`.
+    """
+    return digest(module[: wasm.HEADER] + _rest(module, wasm.sections(module)))
 
 
 @light_dataclass(frozen=True, slots=True)

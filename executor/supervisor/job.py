@@ -54,7 +54,8 @@ class Admitted:
     authority: Authority
     artifact: Artifact
     signers: tuple[str, ...]  # key ids, in hex
-    publishers: tuple[str, ...] = ()  # their names
+    publishers: tuple[str, ...] = ()  # their names, one a key
+    until: int = 0  # ms: when a key that it needs expires; 0: never
     digest: Digest = field(init=False)  # of the module
     key: ModuleKey = field(init=False)  # what sandboxes are born with
 

@@ -71,6 +71,9 @@ class Modules(Protocol):
     def get(self, digest: Digest, max_bytes: int) -> Awaitable[bytes | None]:
         """The bytes stored under a digest, not yet verified; None when there are none."""
 
+    def provenance(self, digest: Digest, max_bytes: int) -> Awaitable[bytes | None]:
+        """The statement stored beside a module, not yet verified; None when there is none."""
+
 
 class KvStore(Protocol):
     """One tenant's bucket."""

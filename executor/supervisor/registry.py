@@ -1,33 +1,34 @@
 """From a task's name to a module that may run: find, verify, authorise, compile, once.
 
-The order is fixed: bytes by digest, then the digest itself, then the signature, then the manifest,
-then the compiler, then policy. What was admitted stays until policy or trust change; a refusal
-stays too, unless it may pass by itself. Sandboxes are born with what is admitted here.
+The order is fixed: bytes by digest, then the digest itself, then the signatures, then the manifest,
+then the builder's statement, then the compiler, then policy. What was admitted stays until policy
+or trust change, or a key that it needs expires; a refusal stays too, unless it may pass by itself.
+Sandboxes are born with what is admitted here.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from executor.core import manifest as manifests
 from executor.core import policy as policies
-from executor.core import signature
 from executor.core.complexity import LARGE, STANDARD
-from executor.core.manifest import Manifest
-from executor.core.policy import Publisher
 from executor.errors import FINAL, TABLE, ExecutorError
 from executor.model import Digest, Release
 from executor.supervisor.artifacts import ArtifactCache
 from executor.supervisor.compiling import Compiler, Product
 from executor.supervisor.job import Admitted
 from executor.supervisor.ports import Modules, Trust
+from executor.supervisor.vouching import check_provenance, until, verify
 
 # A refusal that may pass (a module not yet replicated, a compiler that could not start) is kept
 # for this long, so that a flood of such tasks does not repeat the work for each.
 _REFUSAL_S: Final = 1.0
+# Codes about what no digest covers: the same release may pass later, without a reload.
+_MENDABLE: Final = frozenset({"module.provenance-invalid"})
 # Behind the digest, in memory and on disk, of what was made under a `large` signer's caps.
 _LARGE: Final = " large"
 
@@ -49,6 +50,7 @@ class Registry:
     trust: Trust
     compiler: Compiler
     cache: ArtifactCache | None = None
+    now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
     _admitted: dict[_Name, Admitted] = field(default_factory=dict)
     _refused: dict[_Name, _Refusal] = field(default_factory=dict)
     _products: dict[str, Product] = field(default_factory=dict)  # by digest and caps
@@ -62,7 +64,10 @@ class Registry:
             return self._unknown(tenant, task)
         name = (tenant, task)
         admitted = self._admitted.get(name)
-        if admitted is not None and admitted.digest == release.digest:
+        if (
+            admitted is not None and admitted.digest == release.digest
+            and (not admitted.until or self.now_ms() <= admitted.until)
+        ):  # fmt: skip
             return admitted
         refused = self._refused.get(name)
         if (
@@ -108,11 +113,16 @@ class Registry:
         try:
             return await self._examine(release)
         except ExecutorError as error:
-            stays = TABLE[error.code].klass in FINAL
-            until = float("inf") if stays else time.monotonic() + _REFUSAL_S
+            stays = TABLE[error.code].klass in FINAL and not self._may_pass(error.code, name)
+            passes = float("inf") if stays else time.monotonic() + _REFUSAL_S
             if generation == self._generation:
-                self._refused[name] = _Refusal(error.again(), release.digest, until)
+                self._refused[name] = _Refusal(error.again(), release.digest, passes)
             raise
+
+    def _may_pass(self, code: str, name: _Name) -> bool:
+        """Whether time alone, or what no digest covers, can turn this refusal."""
+        now = self.now_ms()
+        return code in _MENDABLE or any(p.not_before > now for p in self.trust.publishers(*name))
 
     async def _examine(self, release: Release) -> Admitted:
         if self.trust.is_revoked(release.digest):
@@ -124,13 +134,16 @@ class Registry:
             raise ExecutorError("module.not-found", f"`{release.digest}`")
         if len(module) > most:
             raise ExecutorError("module.too-complex", f"{len(module)} bytes, at most {most}")
-        manifest, signers = verify(module, release, self.trust)
+        now = self.now_ms()
+        vouched = verify(module, release, self.trust, now)
+        signers = vouched.signers
+        built = await check_provenance(self.modules, module, release, self.trust, now)
         large = any(signer.large for signer in signers)
         product = await self._product(release, module, large=large)
         policies.check_abi(product.imports, product.exports)
         authority = policies.authorise(
-            self.trust.policy(), tenant=release.tenant, task=release.task, manifest=manifest,
-            imports=product.imports, signers=signers,
+            self.trust.policy(), tenant=release.tenant, task=release.task,
+            manifest=vouched.manifest, imports=product.imports, signers=signers,
         )  # fmt: skip
         if product.memory_min > authority.limits.memory_bytes:
             raise ExecutorError(
@@ -139,7 +152,8 @@ class Registry:
             )
         key_ids = tuple(signer.key.key_id.hex() for signer in signers)
         names = tuple(signer.name for signer in signers)
-        return Admitted(release, manifest, authority, product.artifact, key_ids, names)
+        return Admitted(release, vouched.manifest, authority, product.artifact, key_ids, names,
+                        until([vouched.until, built]))  # fmt: skip
 
     async def _product(self, release: Release, module: bytes, *, large: bool) -> Product:
         if not large and len(module) > STANDARD.module_bytes:
@@ -186,13 +200,21 @@ class Registry:
         ]
 
     def revoked(self) -> set[Digest]:
-        """What was admitted and is revoked now: by its digest, or with all who signed it."""
+        """What was admitted and is revoked now: by its digest, or with too many who signed it."""
         return {
             admitted.digest
             for admitted in self._admitted.values()
-            if self.trust.is_revoked(admitted.digest)
-            or all(map(self.trust.is_revoked, admitted.signers))
+            if self.trust.is_revoked(admitted.digest) or self._bereft(admitted)
         }
+
+    def _bereft(self, admitted: Admitted) -> bool:
+        """Whether revoked keys leave too few of those that vouched."""
+        names = zip(admitted.signers, admitted.publishers, strict=True)
+        left = [(key, name) for key, name in names if not self.trust.is_revoked(key)]
+        release = admitted.release
+        needed = self.trust.policy().required(release.tenant, release.task).signatures
+        few = min(len({key for key, _ in left}), len({name for _, name in left})) < needed
+        return few and len(left) < len(admitted.signers)
 
     def forget(self) -> None:
         """Policy or trust changed: decide everything again, from the artifacts at hand."""
@@ -206,32 +228,3 @@ class Registry:
             running.cancel()
         self._products.clear()
         self.forget()
-
-
-def verify(module: bytes, release: Release, trust: Trust) -> tuple[Manifest, list[Publisher]]:
-    """Signature first, parsing after: the manifest and the trusted publishers that signed.
-
-    Errors  `module.digest-mismatch`, `module.unsigned`, `module.signature-invalid`,
-            `module.signer-untrusted`, `module.signer-revoked`, `module.manifest-invalid`.
-    """
-    if signature.digest(module) != release.digest:
-        raise ExecutorError("module.digest-mismatch", f"`{Digest(release.digest)}`")
-    publishers = trust.publishers(release.tenant, release.task)
-    keys = signature.verify_module(module, [publisher.key for publisher in publishers])
-    signers = [publisher for publisher in publishers if publisher.key in keys]
-    if not signers:
-        ids = ", ".join(f"`{key_id.hex()}`" for key_id in signature.signers(module))
-        raise ExecutorError(
-            "module.signer-untrusted", f"signed by {ids} for `{release.tenant}/{release.task}`"
-        )
-    live = [s for s in signers if not trust.is_revoked(s.key.key_id.hex())]
-    if not live:
-        raise ExecutorError("module.signer-revoked", f"`{signers[0].name}`")
-    manifest = manifests.read(module)
-    if manifest.task != release.task or manifest.version != release.version:
-        raise ExecutorError(
-            "module.manifest-invalid",
-            f"it is `{manifest.task}` {manifest.version}, "
-            f"released as `{release.task}` {release.version}",
-        )
-    return manifest, live

@@ -67,7 +67,8 @@ def assemble(
     """A pipeline with its pool, registry, mediator and settler; nothing is started yet."""
     compiler = new_compiler(config, zygote)
     compiler.on_violation = lambda kind: telemetry.security_event(kind, process="compiler")
-    registry = Registry(ports.modules, ports.trust, compiler, _cache(config, telemetry))
+    registry = Registry(ports.modules, ports.trust, compiler, _cache(config, telemetry),
+                        now_ms=lambda: pipeline.now_ms())  # fmt: skip  # noqa: PLW0108
     settler = Settler(
         environment=config.text("host.environment"), key=key, rules=config.rules,
         trust=ports.trust, outbox=ports.outbox, records=ports.records, telemetry=telemetry,

@@ -1,4 +1,4 @@
-"""`python -m guest_sdk.build DIR --out FILE.wasm [--json] [--work DIR]`."""
+"""`python -m guest_sdk.build DIR --out FILE.wasm [--json] [--work DIR] [--twice]`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from executor.errors import ExecutorError
-from guest_sdk.build.core import SCHEMA, Built, build
+from guest_sdk.build.core import SCHEMA, Built, build, build_twice
 from guest_sdk.build.toolchain import DETAIL_MAX
 
 
@@ -17,7 +17,7 @@ def main(arguments: Sequence[str]) -> int:
     """Build one task; the exit status is the error code's, 0 when the file is there."""
     options = _parser().parse_args(arguments)
     try:
-        built = build(options.folder, options.work)
+        built = (build_twice if options.twice else build)(options.folder, options.work)
         _write(options.out, built.module)
     except ExecutorError as error:
         return _report(error, as_json=options.json)
@@ -40,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="the module")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--work", metavar="DIR", type=Path, help="keep toolchain caches here")
+    parser.add_argument("--twice", action="store_true", help="build twice, elsewhere, and compare")
     return parser
 
 
@@ -50,7 +51,7 @@ def _write(target: Path, module: bytes) -> None:
     partial.replace(target)
 
 
-def _facts(target: Path, built: Built) -> dict[str, str | int]:
+def _facts(target: Path, built: Built) -> dict[str, object]:
     return {
         "schema": SCHEMA,
         "file": str(target),
@@ -59,6 +60,7 @@ def _facts(target: Path, built: Built) -> dict[str, str | int]:
         "toolchain": built.toolchain,
         "task": built.recipe.name,
         "version": built.recipe.version,
+        "sources": dict(built.sources),
     }
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from executor.core import manifest, signature, wasm
+from executor.core import manifest, signature, strict, wasm
 from executor.core.manifest import Manifest, Want
 from executor.core.signature import BatchVerifier, Proof, PublicKey, SecretKey
 from executor.errors import ExecutorError
@@ -47,7 +47,7 @@ modules = st.lists(plain | named, max_size=6).map(lambda parts: MAGIC + b"".join
 line = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E) | st.sampled_from("äß😀"))
 short = line.map(lambda text: text[:256])
 token = st.from_regex(r"[A-Za-z0-9_-]{1,64}", fullmatch=True)
-number = st.integers(0, manifest.INT_MAX)
+number = st.integers(0, strict.INT_MAX)
 wants = st.lists(
     st.builds(
         Want, st.from_regex(r"[a-z]{1,9}:[a-z]{1,9}@[0-9]{1,3}", fullmatch=True), short, short
@@ -56,12 +56,12 @@ wants = st.lists(
     unique_by=lambda want: (want.capability, want.scope),
 ).map(tuple)
 limits = st.dictionaries(
-    st.sampled_from(sorted(manifest.LIMITS)), st.integers(1, manifest.INT_MAX)
+    st.sampled_from(sorted(manifest.LIMITS)), st.integers(1, strict.INT_MAX)
 ).map(lambda found: tuple(sorted(found.items())))
 manifests = st.builds(
     Manifest,
     task=token, version=st.from_regex(r"[ -~]{1,64}", fullmatch=True), summary=short,
-    abi=st.integers(1, manifest.INT_MAX), entry=token, wants=wants, limits=limits, input=short,
+    abi=st.integers(1, strict.INT_MAX), entry=token, wants=wants, limits=limits, input=short,
     output=short, idempotent=st.booleans(), source_date=number, built_with=short, not_after=number,
 )  # fmt: skip
 

@@ -22,7 +22,7 @@ from executor.core.manifest import Manifest
 from executor.core.signature import SecretKey
 from executor.errors import ExecutorError
 from executor.model import Digest, Receipt, Release
-from executor.supervisor.registry import verify
+from executor.supervisor.vouching import verify
 from executor.telemetry import Log, Telemetry
 from executor.transport import streams
 from executor.transport.connection import Connection
@@ -167,7 +167,7 @@ def test_no_flipped_byte_is_admitted(tmp_path: Path) -> None:
     trust = FileTrust(_parse(CONFIG, tmp_path))
     good = signature.sign_module(_module("spin"), AUTHOR)
     live = Release("mallory", "spin", signature.digest(good), "1.0.0")
-    verify(good, live, trust)  # the harmless twin
+    verify(good, live, trust, 0)  # the harmless twin
     accepted = []
     for index in range(len(good)):
         bad = bytearray(good)
@@ -176,7 +176,7 @@ def test_no_flipped_byte_is_admitted(tmp_path: Path) -> None:
         # Under its own digest: as if the release had been changed with the bytes.
         for digest in (live.digest, signature.digest(data)):
             with contextlib.suppress(ExecutorError):
-                verify(data, replace(live, digest=digest), trust)
+                verify(data, replace(live, digest=digest), trust, 0)
                 accepted.append(index)
     assert accepted == []
 

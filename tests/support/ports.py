@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from executor.core import control, subjects
+from executor.core import control, provenance, subjects
 from executor.errors import ExecutorError
 from executor.model import (
     Answer,
@@ -223,6 +223,10 @@ class Shelf:
         if self.before_get is not None:
             await self.before_get(digest)
         return self.stored.get(digest)
+
+    async def provenance(self, digest: Digest, max_bytes: int) -> bytes | None:
+        """The statement beside it."""
+        return await self.get(Digest(provenance.object_name(digest)), max_bytes)
 
 
 class Notices:
