@@ -25,6 +25,7 @@ from executor.cli import (
     operate,
     output,
     running,
+    scanning,
     schedule,
     starting,
     understanding,
@@ -44,7 +45,8 @@ def cli() -> None:
     """Run WebAssembly tasks you do not have to trust. Start with: executor demo."""
 
 
-@click.command("help", cls=Verb)
+# Not listed: `--help` is, and one screen has no room for both.
+@click.command("help", cls=Verb, hidden=True)
 @click.argument("words", metavar="[TOPIC | VERB…]", nargs=-1)
 @click.pass_context
 def topic_help(context: click.Context, words: tuple[str, ...]) -> None:
@@ -104,7 +106,7 @@ _TOPICS: Final = {"exit-codes": _exit_codes, "environment": _environment}
 
 for _verb in (
     *demo.VERBS, *starting.VERBS, *running.VERBS, *building.VERBS, *modules.VERBS,
-    *operate.VERBS, *schedule.VERBS, *dead.VERBS, *fleet.VERBS, *admin.VERBS,
+    *scanning.VERBS, *operate.VERBS, *schedule.VERBS, *dead.VERBS, *fleet.VERBS, *admin.VERBS,
     *understanding.VERBS, topic_help,
 ):  # fmt: skip
     cli.add_command(_verb)

@@ -159,7 +159,7 @@ def verify(
     module: Path, keys: tuple[str, ...], tenant: str | None, statement: Path | None,
     builders: tuple[str, ...],
 ) -> None:  # fmt: skip
-    """Check MODULE's signatures against trusted keys, and who built it.
+    """Check MODULE's signatures, and who built it.
 
     With the keys of executor.toml, what its [[requirement]] asks for is checked as well.
 

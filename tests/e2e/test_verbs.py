@@ -24,6 +24,11 @@ HAPPY = {
     "verify with a key": (["verify", "wordcount.wasm", "--key", "keys/author.pub"],
                           "executor.verified/1"),
     "inspect": (["inspect", wasm("curious")], "executor.module/1"),
+    "build, and say who": (
+        ["build", str(TASKS / "hostile/trap"), "-o", "{tmp}/x.wasm", "--builder-key",
+         "keys/author.key"], "executor.built/1"
+    ),
+    "scan": (["scan", wasm("curious")], "executor.scan/1"),
     "publish": (["publish", "wordcount.wasm", "--tenant", "acme"], "executor.release/1"),
     "submit": (["submit", "wordcount", "-i", "one"], "executor.submitted/1"),
     "submit and wait": (["submit", "acme/wordcount", "-i", "one", "--wait"], "executor.outcome/1"),
@@ -63,14 +68,15 @@ HAPPY = {
 }  # fmt: skip
 
 VERBS = [
-    "demo", "init", "run", "build", "sign", "verify", "inspect", "keygen", "publish", "serve",
-    "submit", "result", "cancel", "schedule add", "schedule list", "schedule remove",
+    "demo", "init", "run", "build", "sign", "verify", "inspect", "keygen", "scan", "publish",
+    "serve", "submit", "result", "cancel", "schedule add", "schedule list", "schedule remove",
     "dead list", "dead show", "dead retry", "dead discard", "dead export",
     "pause", "resume", "quarantine list", "quarantine add", "quarantine lift", "top", "health",
     "tenant list", "tenant add", "tenant remove",
     "nats apply", "nats check", "doctor", "explain", "config show",
     "config check", "help",
 ]  # fmt: skip
+UNLISTED = {"help"}
 FAMILIES = ["", "schedule", "dead", "quarantine", "tenant", "nats", "config"]
 
 
@@ -137,7 +143,7 @@ def test_every_verb_is_in_the_table(helps: dict[str, Done]) -> None:
         listed = helps[family].text.partition("Commands:\n")[2]
         names = re.findall(r"^  ([a-z]+) ", listed, re.MULTILINE)
         offered |= {f"{family} {name}".strip() for name in names}
-    assert offered - set(FAMILIES) == set(VERBS)
+    assert offered - set(FAMILIES) == set(VERBS) - UNLISTED
 
 
 @pytest.mark.parametrize("verb", VERBS)
