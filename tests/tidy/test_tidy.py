@@ -168,18 +168,3 @@ def test_only_the_sandbox_deserialises() -> None:
         or (isinstance(node, ast.Constant) and node.value in loads)
     }
     assert found == {"executor/sandbox/main.py"}
-
-
-def test_nothing_unpickles() -> None:
-    """What a child says is never unpickled, evaluated or parsed as yaml."""
-    banned = {"pickle", "marshal", "shelve", "multiprocessing", "yaml"}
-    for folder in ("executor", "guest_sdk"):
-        for path in (ROOT / folder).rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.Import):
-                    names = {alias.name.partition(".")[0] for alias in node.names}
-                elif isinstance(node, ast.ImportFrom):
-                    names = {(node.module or "").partition(".")[0]}
-                else:
-                    continue
-                assert not names & banned, path

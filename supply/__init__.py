@@ -1,0 +1,1 @@
+"""What this project is made of: locked versions, known advisories, the list of what is inside."""
