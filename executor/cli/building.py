@@ -181,8 +181,8 @@ def build(
     Example: executor build hello --key keys/author.key
     """
     config = state().config()
-    secret = read_key(key) if key else None
-    builder = read_key(builder_key) if builder_key else None
+    secret = read_key(key, ask=True) if key else None
+    builder = read_key(builder_key, ask=True) if builder_key else None
     if not folder.is_dir():
         raise ExecutorError("config.missing", f"no folder `{folder}`", hint="check the path")
     with tempfile.TemporaryDirectory() as temporary:

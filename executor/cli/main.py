@@ -96,6 +96,7 @@ def _exit_codes() -> tuple[tuple[str, str], list[tuple[str, str]]]:
 def _environment() -> tuple[tuple[str, str], list[tuple[str, str]]]:
     return ("VARIABLE", "MEANS"), [
         ("EXECUTOR_<SECTION>_<KEY>", "a setting of executor.toml: executor config show"),
+        ("EXECUTOR_PASSPHRASE", "of an encrypted key, for sign and build"),
         ("NO_COLOR", "no colour"),
         ("OTEL_TRACES_EXPORTER, OTEL_METRICS_EXPORTER", "console or otlp; none by default"),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "where otlp sends"),

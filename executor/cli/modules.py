@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -25,6 +26,8 @@ from executor.supervisor import vouching
 from executor.supervisor.compiling import Product
 from executor.supervisor.service import new_compiler, new_zygote
 from executor.trust.file import FileTrust
+
+VARIABLE: Final = "EXECUTOR_PASSPHRASE"
 
 
 def write_secret(path: Path, data: bytes) -> None:
@@ -49,26 +52,59 @@ def exists(path: Path) -> ExecutorError:
     )
 
 
-def read_key(path: Path) -> SecretKey:
-    """A secret key from its file. Errors  `config.missing`, `config.invalid`."""
+def passphrase(path: Path, *, twice: bool = False) -> bytes:
+    """Of a key that signs by hand: from the environment, else asked for on a terminal.
+
+    Errors  `config.missing` where there is neither.
+    """
+    text = os.environ.get(VARIABLE, "")
+    if not text and sys.stdin.isatty():
+        text = click.prompt(f"passphrase of {path}", hide_input=True, err=True,
+                            confirmation_prompt=twice)  # fmt: skip
+    if not text:
+        raise ExecutorError("config.missing", f"the passphrase of `{path}`", hint=f"set {VARIABLE}")
+    return text.encode("utf-8", "surrogateescape")
+
+
+def read_key(path: Path, *, ask: bool = False) -> SecretKey:
+    """A secret key from its file; `ask` for the passphrase if it has one.
+
+    What serves has nobody to ask: its key is kept by the file's mode alone.
+
+    Errors  `config.missing`, `config.invalid`.
+    """
     data = read_file(path, most=64 * 1024)
     if path.stat().st_mode & 0o077:
         raise ExecutorError(
             "config.invalid", f"others can use the key in `{path}`", hint=f"chmod 600 {path}"
         )
+    locked = SecretKey.is_locked(data)
+    word = passphrase(path) if locked and ask else None
     try:
-        return SecretKey.parse(data)
+        return SecretKey.parse(data, word)
     except (ExecutorError, ValueError):
+        if locked:
+            raise ExecutorError(
+                "config.invalid",
+                f"`{path}` is encrypted" + (", with another passphrase" if ask else ""),
+                hint=f"set {VARIABLE} to its passphrase" if ask else "serve with a key that is "
+                "not encrypted, of mode 0600: executor keygen NAME",
+            ) from None  # fmt: skip
         raise ExecutorError(
             "config.invalid", f"`{path}` holds no Ed25519 secret key",
-            hint="make one with `executor keygen NAME`",
+            hint="make one with `executor keygen NAME`; OpenSSH's own encryption is not read",
         ) from None  # fmt: skip
 
 
 @click.command("keygen", cls=Verb)
 @click.argument("name", type=click.Path(path_type=Path))
-def keygen(name: Path) -> None:
+@click.option(
+    "--encrypt", is_flag=True, help="With a passphrase: asked for, or EXECUTOR_PASSPHRASE."
+)
+def keygen(name: Path, encrypt: bool) -> None:  # noqa: FBT001
     """Make a signing key: NAME.key (mode 0600) and NAME.pub.
+
+    An encrypted key is for people who sign; `serve` has nobody to ask.
 
     Example: executor keygen keys/author
     """
@@ -78,7 +114,7 @@ def keygen(name: Path) -> None:
     secret, public = Path(f"{name}.key"), Path(f"{name}.pub")
     if public.exists():
         raise exists(public)  # before the secret is made
-    write_secret(secret, key.pem())
+    write_secret(secret, key.pem(passphrase(secret, twice=True) if encrypt else None))
     write_file(public, f"{key.public.text}\n".encode("ascii"))
     state().out.data(
         {"schema": "executor.key/1", "key_id": key.public.key_id.hex(), "public": key.public.text,
@@ -96,7 +132,7 @@ def sign(module: Path, key: Path, out: Path | None) -> None:
 
     Example: executor sign hello.wasm --key keys/author.key
     """
-    secret, data = read_key(key), read_file(module)
+    secret, data = read_key(key, ask=True), read_file(module)
     manifest.read(data)  # a module that says nothing of itself is of no use to anybody
     signed = signature.sign_module(data, secret)
     target = out or module

@@ -157,9 +157,14 @@ class SecretKey:
         """Make a new key; the library takes the seed from the system."""
         return cls(Ed25519PrivateKey.generate().private_bytes_raw())
 
+    @staticmethod
+    def is_locked(data: bytes) -> bool:
+        """Whether it is PEM that a passphrase opens. OpenSSH's own encryption is not read."""
+        return data.lstrip().startswith(b"-----BEGIN ENCRYPTED PRIVATE KEY-----")
+
     @classmethod
-    def parse(cls, data: bytes) -> Self:
-        """Read PEM, OpenSSH, or 81 ‖ seed ‖ public; none of them encrypted.
+    def parse(cls, data: bytes, passphrase: bytes | None = None) -> Self:
+        """Read PEM, OpenSSH, or 81 ‖ seed ‖ public; a `passphrase` is for PEM that is encrypted.
 
         Errors  `config.invalid`; the text shows nothing of `data`.
         """
@@ -172,19 +177,20 @@ class SecretKey:
         try:
             ssh = data.startswith(b"-----BEGIN OPENSSH ")
             load = serialization.load_ssh_private_key if ssh else serialization.load_pem_private_key
-            found = load(data, password=None)
+            found = load(data, password=passphrase if cls.is_locked(data) else None)
         except _UNREADABLE as error:
             raise _bad_key("not a secret key in a form that is read here, or encrypted") from error
         if not isinstance(found, Ed25519PrivateKey):
             raise _bad_key("a secret key, but not of Ed25519")
         return cls(found.private_bytes_raw())
 
-    def pem(self) -> bytes:
-        """The form for files: PKCS #8 in PEM, not encrypted; the file's mode is 0600."""
+    def pem(self, passphrase: bytes | None = None) -> bytes:
+        """The form for files: PKCS #8 in PEM, encrypted if asked; the file's mode is 0600."""
+        locked = serialization.BestAvailableEncryption(passphrase) if passphrase else None
         return self._key.private_bytes(
             serialization.Encoding.PEM,
             serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
+            locked or serialization.NoEncryption(),
         )
 
     def sign(self, message: bytes) -> bytes:

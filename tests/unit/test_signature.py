@@ -498,6 +498,17 @@ def test_an_encrypted_key_is_refused(form: bytes) -> None:
     assert "password" in str(caught.value.__cause__).lower()
 
 
+def test_an_encrypted_key_opens_with_its_passphrase() -> None:
+    """PEM that is encrypted is the same key; another passphrase opens nothing."""
+    form = A.pem(b"word")
+    assert SecretKey.is_locked(form)
+    assert not SecretKey.is_locked(A.pem())
+    assert SecretKey.parse(form, b"word").public == A.public
+    assert SecretKey.parse(A.pem(), b"word").public == A.public  # which it did not need
+    with pytest.raises(ExecutorError, match="or encrypted"):
+        SecretKey.parse(form, b"other")
+
+
 def test_new_keys_differ_and_verify() -> None:
     """Each generated key is its own and signs what its public half verifies."""
     one, two = SecretKey.generate(), SecretKey.generate()
