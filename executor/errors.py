@@ -97,7 +97,7 @@ _ROWS: Final[tuple[tuple[str, Class, str, str, str], ...]] = (
     ("module.provenance-invalid", _X, "operator",
      "the statement of who built the module does not hold",
      "build it where an accepted builder's key is, then publish module and statement together"),
-    ("module.not-reproducible", _P, "author", "two builds of the same sources differ",
+    ("module.not-reproducible", Class.NONE, "author", "two builds of the same sources differ",
      "look for times, random numbers and files outside the task's folder in the sources"),
     ("module.quarantined", _S, "operator", "the module is in quarantine: it killed sandboxes",
      "publish a mended module, or lift it: executor quarantine lift DIGEST; its tasks wait"),

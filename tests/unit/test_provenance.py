@@ -84,6 +84,11 @@ def test_what_is_signed_is_the_encoding_of_dsse() -> None:
     )
 
 
+def test_a_statement_lies_beside_its_module() -> None:
+    """In the store, under the module's own digest."""
+    assert provenance.object_name("sha256:ab") == "sha256:ab.provenance"
+
+
 def test_equal_builds_have_equal_statements() -> None:
     """There is no time in it: the same builder says the same bytes of the same sources."""
     assert provenance.sign(BUILD, FARM_KEY) == GOOD

@@ -38,11 +38,12 @@ RESOURCE: Final = codes("""
 """)
 SECURITY: Final = codes("""
     message.audience-mismatch module.unsigned module.signature-invalid module.signer-untrusted
-    module.signer-revoked policy.capability-denied policy.submitter-denied policy.raw-body-refused
-    capability.denied
+    module.signer-revoked module.provenance-invalid policy.capability-denied
+    policy.submitter-denied policy.raw-body-refused capability.denied
 """)
 TRANSIENT: Final = codes("""
-    module.not-found module.digest-mismatch limit.deadline-exceeded capability.deadline-exceeded
+    module.not-found module.digest-mismatch module.provenance-missing
+    limit.deadline-exceeded capability.deadline-exceeded
 """)
 SYSTEMIC: Final = codes("""
     module.quarantined module.breaker-open task.paused capability.unavailable
@@ -55,6 +56,7 @@ SILENT: Final = codes("""
     transport.stream-mismatch transport.stream-full transport.lease-lost
     transport.publish-unconfirmed transport.outcome-pending
     config.missing config.invalid config.key-unknown config.secret-inline config.toolchain-missing
+    module.not-reproducible
 """)
 GUEST: Final = ["guest.failed"]
 
