@@ -8,6 +8,7 @@ secret that is encoded, split or compressed is not seen.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections import Counter
@@ -68,21 +69,24 @@ def scan(module: bytes) -> tuple[Finding, ...]:
     Errors  `module.invalid`, `module.too-complex` as `wasm.sections`.
     """
     sections = wasm.sections(module)
-    found = [
-        Finding("unknown section", section.name, section.start, grave=False)
-        for section in sections
-        if section.id == wasm.CUSTOM and section.name not in KNOWN_SECTIONS
-    ]
-    for kind, offset in _secrets(module):
-        found.append(Finding(kind, _where(sections, offset), offset))
-        if len(found) >= FINDINGS_MAX:
-            break
-    for match in _PATH.finditer(module):
-        if len(found) >= FINDINGS_MAX:
-            break
-        where = _where(sections, match.start())
-        found.append(Finding("path of a host", where, match.start(), grave=False))
+    # Grave ones first: no number of notes may crowd one out.
+    found = itertools.islice(
+        itertools.chain(
+            (Finding(kind, _where(sections, at), at) for kind, at in _secrets(module)),
+            _notes(module, sections),
+        ),
+        FINDINGS_MAX,
+    )
     return tuple(sorted(found, key=lambda finding: finding.offset))
+
+
+def _notes(module: bytes, sections: tuple[wasm.Section, ...]) -> Iterator[Finding]:
+    for section in sections:
+        if section.id == wasm.CUSTOM and section.name not in KNOWN_SECTIONS:
+            yield Finding("unknown section", section.name, section.start, grave=False)
+    for match in _PATH.finditer(module):
+        where = _where(sections, match.start())
+        yield Finding("path of a host", where, match.start(), grave=False)
 
 
 def _secrets(data: bytes) -> Iterator[tuple[str, int]]:

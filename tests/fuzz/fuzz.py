@@ -20,7 +20,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from executor.core import abi, content, envelope, frames, manifest, release, seal, signature, wasm
+from executor.core import (
+    abi,
+    content,
+    envelope,
+    frames,
+    manifest,
+    provenance,
+    release,
+    scan,
+    seal,
+    signature,
+    strict,
+    wasm,
+)
+from executor.core.access import Party
 from executor.core.conversation import Conversation
 from executor.core.envelope import Draft, Origin, Record, Sealed
 from executor.core.frames import Answer, Call, Done, Frame, Ready, Run
@@ -306,12 +320,58 @@ def wasm_corpus() -> Corpus:
     return (*real, *signature_corpus(), MAGIC + sections, MAGIC + padded, b"\0asm\x0d\0\x01\0")
 
 
+BUILDER: Final = Party("farm", KEY.public)
+BUILT: Final = signature.digest(MAGIC)
+
+
+def provenance_target(data: bytes) -> bool:
+    """An envelope, or what an accepted builder signed: a statement about our module, or none."""
+    if not data.startswith(b'{"payload"'):
+        made = KEY.sign(provenance.pae(data))
+        data = provenance._envelope(data, KEY.public.key_id.hex(), made)
+    try:
+        said = provenance.verify(data, BUILT, [BUILDER])
+    except ExecutorError as error:
+        return promised(error, "module.provenance-invalid")
+    assert said.builder == BUILDER
+    assert all(isinstance(part, str) for source in said.sources for part in source)
+    return True
+
+
+@functools.cache
+def provenance_corpus() -> Corpus:
+    """Envelopes, and statements that are signed before they are read."""
+    build = provenance.Build(BUILT, "t", "1", "c", (("src/t.c", "ab" * 32),), (("zig", "1"),))
+    statement = strict.dump(provenance._statement(build, KEY.public))
+    return provenance.sign(build, KEY), statement, strict.dump({"_type": [{}], "subject": 7})
+
+
+def scan_target(data: bytes) -> bool:
+    """Anybody's file is `data`: findings that lie in it, at most so many."""
+    try:
+        found = scan.scan(data)
+    except ExecutorError as error:
+        return promised(error, "module.invalid", "module.too-complex")
+    assert len(found) <= scan.FINDINGS_MAX
+    assert all(0 <= finding.offset < len(data) for finding in found)
+    return bool(found)
+
+
+@functools.cache
+def scan_corpus() -> Corpus:
+    """Files with something to find, and real ones."""
+    planted = KEY.pem() + b"password = 'a1b2c3d4e5f6' https://a:b@c /home/x/y AKIA" + b"Q7" * 8
+    return MAGIC + wasm.custom("notes", planted), *wasm_corpus()
+
+
 TARGETS: Final[dict[str, tuple[Target, Callable[[], Corpus]]]] = {
     "frames": (frames_target, frames_corpus),
     "envelope": (envelope_target, envelope_corpus),
     "manifest": (manifest_target, manifest_corpus),
     "signature": (signature_target, signature_corpus),
     "wasm": (wasm_target, wasm_corpus),
+    "provenance": (provenance_target, provenance_corpus),
+    "scan": (scan_target, scan_corpus),
 }
 
 # Bytes at which formats turn: limits of LEB128 and msgpack, markers of msgpack, lengths.

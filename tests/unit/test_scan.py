@@ -98,6 +98,13 @@ def test_findings_are_bounded() -> None:
     assert len(scan.scan(module(b"/home/x/ " * 1_000))) == scan.FINDINGS_MAX
 
 
+def test_notes_crowd_no_secret_out() -> None:
+    """However many odd sections stand in front of it, a secret is found."""
+    odd = b"".join(wasm.custom(f"odd{number}", b"") for number in range(1_000))
+    data = HEADER + odd + module(b"AKIA" + b"Q7" * 8)[len(HEADER) :]
+    assert kinds(data) == ["AWS key"]
+
+
 def test_a_place_outside_every_section_has_a_name() -> None:
     """The header has no section, and an unknown id is shown as a number."""
     sections = wasm.sections(HEADER + b"\x20\x01\x00")
