@@ -149,7 +149,7 @@ def test_the_code_of_a_sandbox_has_no_way_to_a_key() -> None:
     assert "executor.sandbox.main" in loaded
     ours = {name for name in loaded if name.startswith("executor.")}
     rooms = {name.split(".")[1] for name in ours}
-    assert rooms <= {"capabilities", "core", "errors", "sandbox", "sizes"}, rooms
+    assert rooms <= {"capabilities", "core", "errors", "sandbox", "sizes", "values"}, rooms
     assert not {name.split(".")[0] for name in loaded} & {
         "nats", "cryptography", "click", "opentelemetry", "ssl", "_ssl", "multiprocessing",
         "pickle",
