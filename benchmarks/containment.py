@@ -157,7 +157,7 @@ def serve(descriptor: int) -> NoReturn:
     parent = os.getppid()
     zygote.ignore_signals()
     zygote.follow_parent(parent)
-    zygote.serve(socket.socket(fileno=descriptor), _begin, pooled=True)
+    zygote.serve(socket.socket(fileno=descriptor), _begin, pooled=True, path="auto")
 
 
 class _OwnNursery(Nursery):

@@ -88,6 +88,8 @@ KEYS: Final[dict[str, dict[str, Key]]] = {
         ),
         "memory": Key("pooled", "a fresh instance costs 20 µs less than on-demand",
                       choices=("pooled", "on-demand")),
+        "engine_path": Key("auto", "raw, five times as fast, where it passed its test at start",
+                           choices=("auto", "raw", "public")),
         "cache_folder": Key("cache", "compiled modules; may be deleted at any time"),
         "cache_max_mib": Key(512, "a module of 1 MB makes 5.5 MB", 1, 1_048_576),
         "compile_deadline_ms": Key(10_000, "of CPU; 1 MB takes 2.5 s", 100, 600_000),

@@ -275,7 +275,7 @@ class Host:
             found.check()
         self.telemetry.log.event(
             "contained", layers=",".join(found.layers), missing=",".join(found.missing) or "-",
-            possible=",".join(found.escaped) or "-",
+            possible=",".join(found.escaped) or "-", path=found.path,
         )  # fmt: skip
 
     def _entry(self, key: str, value: bytes | None, revision: int) -> None:

@@ -38,6 +38,7 @@ _REQUIRED: Final = (
     "use a newer kernel or a wider container profile, or accept it: "
     'sandbox.containment = "best-effort"'
 )
+_SLOW: Final = "the raw path does not know this engine; the public one does the same, slower"
 _PACKAGES: Final = ("wasmtime", "nats-py", "cryptography", "msgpack", "opentelemetry-sdk", "click")
 
 
@@ -232,6 +233,9 @@ async def _containment(loaded: Config) -> list[_Finding]:
                                  _REQUIRED, "sandbox.containment-missing"))  # fmt: skip
     else:
         findings.append(_Finding("ok", f"attacks tried and refused: {', '.join(CANARIES)}"))
+    slow = found.path == "public" != loaded.text("sandbox.engine_path")
+    findings.append(_Finding("warn" if slow else "ok", f"attempts take the {found.path} path",
+                             _SLOW if slow else ""))  # fmt: skip
     return findings
 
 

@@ -164,10 +164,14 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Warm:
-    """The zygote can fork: its engine's fingerprint, and the layers that children inherit."""
+    """The zygote can fork: its engine's fingerprint, the layers that children inherit, the path.
+
+    `path` is how attempts reach the engine, `raw` or `public`.
+    """
 
     engine: str
     layers: tuple[str, ...]
+    path: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,7 +301,7 @@ _FRAMES: Final[tuple[tuple[type, tuple[Check, ...]], ...]] = (
     )),
     (Rejected, (_text(64), _text(1024))),
     (Failed, (_text(64), _text(1024))),
-    (Warm, (_NAME, _LAYERS)),
+    (Warm, (_NAME, _LAYERS, _text(16))),
     (Fork, (_SEQ, _text(16), _int(0, 65_535), _COUNT, _bool, _COUNT, _NAME)),
     (Forked, (_SEQ, _SEQ)),
     (Exited, (_SEQ, _int(-255, 255))),

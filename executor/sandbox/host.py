@@ -13,7 +13,7 @@ import re
 from collections import deque
 from collections.abc import Callable
 from time import perf_counter_ns
-from typing import Final
+from typing import Final, NoReturn
 
 from executor.capabilities import clock, random
 from executor.capabilities.log import LogBook
@@ -50,9 +50,9 @@ class Attempt:
     """Everything one attempt has said and used so far."""
 
     __slots__ = (
-        "_mediate", "_unpaid", "calls", "copied", "failure", "host_ns", "last_call", "log",
-        "machine", "mediated", "memory", "output", "park", "park_counted", "recent", "run",
-        "unavailable",
+        "_mediate", "calls", "calls_max", "copied", "copied_max", "failure", "host_ns",
+        "host_ns_max", "log", "machine", "mediated", "memory", "output", "output_max", "park",
+        "park_counted", "recent", "run", "unavailable",
     )  # fmt: skip
 
     def __init__(self, run: Run, machine: Machine, mediate: Mediate) -> None:
@@ -60,51 +60,63 @@ class Attempt:
         self.machine = machine
         self.memory: GuestMemory | None = None  # known once the start section has run
         self.output = bytearray()
-        self.log = LogBook(bytes_max=run.log_bytes, lines_max=run.log_lines)
+        self.output_max = min(run.output_bytes, PAYLOAD_MAX)
+        self.log: LogBook | None = None  # most attempts say nothing
         self.failure: tuple[int, str, int] | None = None  # kind, text, retry_after_ms
         self.park = b""
         self.park_counted = False  # it counted when it arrived: taking it counts no more
         self.calls = 0
+        self.calls_max = run.calls
         self.copied = 0
+        self.copied_max = run.call_bytes
         self.mediated = 0
         self.host_ns = 0
-        self.last_call = ""
+        self.host_ns_max = run.host_ms * 1_000_000
         self.recent: deque[tuple[str, int]] = deque(maxlen=LAST_CALLS_MAX)
         self.unavailable = False
-        self._unpaid = 0
         self._mediate = mediate
 
-    def enter(self, name: str) -> GuestMemory:
-        """Count one host call and charge it when a step is full. Errors  `Ended`."""
-        self.last_call = name
+    @property
+    def last_call(self) -> str:
+        """The host call that is being made, or was made last; empty before the first."""
+        return self.recent[-1][0] if self.recent else ""
+
+    def book(self) -> LogBook:
+        """The lines of this attempt, opened at the first."""
+        if self.log is None:
+            self.log = LogBook(bytes_max=self.run.log_bytes, lines_max=self.run.log_lines)
+        return self.log
+
+    def refuse_call(self, name: str) -> NoReturn:
+        """Say why no host call may be made now. Errors  `Ended`."""
         if self.memory is None:
             raise Ended("guest.trap", f"{name} called from the start section")
-        if self.calls >= self.run.calls:
-            raise Ended("limit.calls-exceeded", f"{self.run.calls} host calls are allowed")
-        self.calls += 1
-        self._unpaid += CALL_FUEL
-        if self.calls % CALLS_PER_CHARGE == 0:
-            due, self._unpaid = self._unpaid, 0
-            self._charge(due)
-        return self.memory
+        raise Ended("limit.calls-exceeded", f"{self.calls_max} host calls are allowed")
 
     def charge_copy(self, length: int, *, byte_fuel: int = BYTE_FUEL) -> None:
         """Count a copy between guest and host; charge it, if it is a long one. Errors  `Ended`."""
-        self.count(length)
-        self.pay_copy(length, byte_fuel=byte_fuel)
+        self.copied += length
+        if self.copied > self.copied_max:
+            raise self._copied_too_much()
+        if length > FREE_COPY_BYTES:
+            self.charge(length * byte_fuel)
 
     def count(self, length: int) -> None:
         """Count bytes that go between guest and host, or came for the guest. Errors  `Ended`."""
         self.copied += length
-        if self.copied > self.run.call_bytes:
-            raise Ended("limit.calls-exceeded", f"{self.run.call_bytes} bytes of calls are allowed")
+        if self.copied > self.copied_max:
+            raise self._copied_too_much()
 
-    def pay_copy(self, length: int, *, byte_fuel: int = BYTE_FUEL) -> None:
+    def _copied_too_much(self) -> Ended:
+        return Ended("limit.calls-exceeded", f"{self.copied_max} bytes of calls are allowed")
+
+    def pay_copy(self, length: int) -> None:
         """Charge a copy that was counted, if it is a long one. Errors  `Ended`."""
         if length > FREE_COPY_BYTES:
-            self._charge(length * byte_fuel)
+            self.charge(length * BYTE_FUEL)
 
-    def _charge(self, fuel: int) -> None:
+    def charge(self, fuel: int) -> None:
+        """Take fuel for a host call. Errors  `Ended`, when it is more than what is left."""
         left = self.machine.fuel()
         if fuel > left:
             self.machine.set_fuel(0)
@@ -113,15 +125,15 @@ class Attempt:
 
     def fuel_used(self) -> int:
         """Exact: what the engine counted and what host calls cost, never above the budget."""
-        return min(self.run.fuel, self.run.fuel - self.machine.fuel() + self._unpaid)
+        over = self.calls % CALLS_PER_CHARGE * CALL_FUEL - self.machine.fuel()
+        return self.run.fuel + over if over < 0 else self.run.fuel
 
-    def write_output(self, data_length: int, read: Callable[[], bytes]) -> None:
+    def write_output(self, data: memoryview) -> None:
         """Append to the output. Errors  `Ended`, and then nothing was copied."""
-        limit = min(self.run.output_bytes, PAYLOAD_MAX)
-        if len(self.output) + data_length > limit:
-            raise Ended("limit.output-too-large", f"{limit} bytes are allowed")
-        self.charge_copy(data_length)
-        self.output += read()
+        if len(self.output) + len(data) > self.output_max:
+            raise Ended("limit.output-too-large", f"{self.output_max} bytes are allowed")
+        self.charge_copy(len(data))
+        self.output += data
 
     def refuse(self, number: int) -> int:
         """Answer with an error of our own, its text parked."""
@@ -155,6 +167,7 @@ class Host:
     def __init__(self, mediate: Mediate) -> None:
         self._mediate = mediate
         self._attempt: Attempt | None = None
+        self._memory: GuestMemory | None = None
 
     def begin(self, run: Run, machine: Machine) -> Attempt:
         """Open the slot. Errors  `Bug` if it is taken: one guest runs at a time."""
@@ -162,6 +175,14 @@ class Host:
             raise Bug("two attempts at once")
         self._attempt = Attempt(run, machine, self._mediate)
         return self._attempt
+
+    def memory_of(self, machine: Machine) -> GuestMemory:
+        """The memory of the instance that runs now."""
+        memory, locate = self._memory, machine.locate
+        if memory is None:
+            memory = self._memory = GuestMemory(locate)
+        memory.locate = locate
+        return memory
 
     def end(self) -> None:
         """Close the slot; a host call from now on is a bug of ours."""
@@ -172,24 +193,33 @@ class Host:
         act = _ACTS[name]
         empties_park = abi.FUNCTIONS[name].module != abi.TASK
         # Made once: every call notes itself, and most of them return well.
-        began, returned = (name, UNRETURNED), (name, 0)
+        returned, unreturned = (name, 0), (name, UNRETURNED)
+        errors = abi.ERRORS
 
         def call(*arguments: int) -> int | None:
             begin = perf_counter_ns()
             attempt = self._attempt
             if attempt is None:
                 raise Bug("a host call without an attempt")
-            attempt.recent.append(began)
+            attempt.recent.append(returned)
             try:
-                memory = attempt.enter(name)
+                memory, calls = attempt.memory, attempt.calls
+                if memory is None or calls >= attempt.calls_max:
+                    attempt.refuse_call(name)
+                attempt.calls = calls = calls + 1
+                if not calls % CALLS_PER_CHARGE:
+                    attempt.charge(CALLS_PER_CHARGE * CALL_FUEL)
                 if empties_park:
                     attempt.park = b""
                 result = act(attempt, memory, *arguments)
-                refused = result is not None and result in abi.ERRORS
-                attempt.recent[-1] = (name, result or 0) if refused else returned
+                if result in errors:
+                    attempt.recent[-1] = (name, result or 0)
+            except BaseException:
+                attempt.recent[-1] = unreturned
+                raise
             finally:
                 attempt.host_ns += perf_counter_ns() - begin
-            if attempt.host_ns > attempt.run.host_ms * 1_000_000:
+            if attempt.host_ns > attempt.host_ns_max:
                 allowed = f"{attempt.run.host_ms} ms in host calls are allowed"
                 raise Ended("capability.deadline-exceeded", allowed)
             return result
@@ -202,50 +232,48 @@ def _input_len(attempt: Attempt, _memory: GuestMemory) -> int:
 
 
 def _input_read(attempt: Attempt, memory: GuestMemory, dst: int, off: int, length: int) -> int:
-    length = memory.check(dst, length)
+    room = memory.range(dst, length)
     start = off & U32_MASK
-    data = attempt.run.input[start : start + length]
+    data = attempt.run.input[start : start + len(room)]
     attempt.charge_copy(len(data))
-    memory.write(dst, data)
+    room[: len(data)] = data
     return len(data)
 
 
 def _output_write(attempt: Attempt, memory: GuestMemory, ptr: int, length: int) -> None:
-    length = memory.check(ptr, length)
-    attempt.write_output(length, lambda: memory.read(ptr, length))
+    attempt.write_output(memory.range(ptr, length))
 
 
 def _fail(
     attempt: Attempt, memory: GuestMemory, kind: int, ptr: int, length: int, retry_after_ms: int
 ) -> None:
-    length = memory.check(ptr, length)
-    kept = min(length, abi.FAIL_MESSAGE_MAX)
-    attempt.charge_copy(kept)
-    data = memory.read(ptr, kept)
+    said = memory.range(ptr, length)
+    data = said[: abi.FAIL_MESSAGE_MAX]
+    attempt.charge_copy(len(data))
     # Not final when cut: half a character at the end is left out, not shown as a damaged one.
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    text = decoder.decode(data, length <= abi.FAIL_MESSAGE_MAX)
+    text = decoder.decode(data.tobytes(), len(data) == len(said))
     attempt.failure = (kind, text, retry_after_ms)
 
 
 def _take(attempt: Attempt, memory: GuestMemory, dst: int, length: int) -> int:
-    length = memory.check(dst, length)
-    data = attempt.park[:length]
+    room = memory.range(dst, length)
+    data = attempt.park[: len(room)]
     if not attempt.park_counted:
         attempt.count(len(data))
     attempt.pay_copy(len(data))
     attempt.park = b""
-    memory.write(dst, data)
+    room[: len(data)] = data
     return len(data)
 
 
 def _log_write(attempt: Attempt, memory: GuestMemory, level: int, ptr: int, length: int) -> None:
-    length = memory.check(ptr, length)
-    if length > abi.LOG_LINE_MAX:
-        attempt.log.drop()
+    line = memory.range(ptr, length)
+    if len(line) > abi.LOG_LINE_MAX:
+        attempt.book().drop()
     else:
-        attempt.charge_copy(length)
-        attempt.log.add(level, memory.read(ptr, length))
+        attempt.charge_copy(len(line))
+        attempt.book().add(level, line.tobytes())
 
 
 def _clock_now_ns(_attempt: Attempt, _memory: GuestMemory) -> int:
@@ -253,26 +281,25 @@ def _clock_now_ns(_attempt: Attempt, _memory: GuestMemory) -> int:
 
 
 def _random_fill(attempt: Attempt, memory: GuestMemory, dst: int, length: int) -> None:
-    length = memory.check(dst, length)
-    attempt.charge_copy(length, byte_fuel=RANDOM_BYTE_FUEL)
-    start = dst & U32_MASK
-    for offset in range(0, length, RANDOM_CHUNK):
-        memory.write(start + offset, random.fill(min(RANDOM_CHUNK, length - offset)))
+    room = memory.range(dst, length)
+    attempt.charge_copy(len(room), byte_fuel=RANDOM_BYTE_FUEL)
+    for offset in range(0, len(room), RANDOM_CHUNK):
+        piece = room[offset : offset + RANDOM_CHUNK]
+        piece[:] = random.fill(len(piece))
 
 
-def _key(attempt: Attempt, memory: GuestMemory, ptr: int, length: int) -> bytes | None:
-    """The key, or None if it is not one. Its range was checked."""
-    if length > abi.KV_KEY_MAX:
+def _key(attempt: Attempt, said: memoryview) -> bytes | None:
+    """The key, or None if it is not one."""
+    if len(said) > abi.KV_KEY_MAX:
         return None
-    attempt.charge_copy(length)
-    key = memory.read(ptr, length)
+    attempt.charge_copy(len(said))
+    key = said.tobytes()
     return key if _KEY.fullmatch(key) else None
 
 
 def _kv_get(attempt: Attempt, memory: GuestMemory, kptr: int, klen: int, buf: int, cap: int) -> int:
-    klen = memory.check(kptr, klen)
-    cap = memory.check(buf, cap)
-    key = _key(attempt, memory, kptr, klen)
+    said, room = memory.range(kptr, klen), memory.range(buf, cap)
+    key = _key(attempt, said)
     if key is None:
         return attempt.refuse(abi.BAD_ARGUMENT)
     answer = attempt.ask("kv_get", key)
@@ -280,31 +307,29 @@ def _kv_get(attempt: Attempt, memory: GuestMemory, kptr: int, klen: int, buf: in
         return answer.status
     if answer.status != len(answer.data):
         raise Bug("an answer that is not as long as it says")
-    if answer.status > cap:
+    if answer.status > len(room):
         attempt.park, attempt.park_counted = answer.data, True
     else:
         attempt.pay_copy(answer.status)
-        memory.write(buf, answer.data)
+        room[: answer.status] = answer.data
     return answer.status
 
 
 def _kv_put(
     attempt: Attempt, memory: GuestMemory, kptr: int, klen: int, vptr: int, vlen: int
 ) -> int:
-    klen = memory.check(kptr, klen)
-    vlen = memory.check(vptr, vlen)
-    key = _key(attempt, memory, kptr, klen)
+    said, value = memory.range(kptr, klen), memory.range(vptr, vlen)
+    key = _key(attempt, said)
     if key is None:
         return attempt.refuse(abi.BAD_ARGUMENT)
-    if vlen > PAYLOAD_MAX:
+    if len(value) > PAYLOAD_MAX:
         return attempt.refuse(abi.TOO_LARGE)
-    attempt.charge_copy(vlen)
-    return min(attempt.ask("kv_put", key, memory.read(vptr, vlen)).status, 0)
+    attempt.charge_copy(len(value))
+    return min(attempt.ask("kv_put", key, value.tobytes()).status, 0)
 
 
 def _kv_delete(attempt: Attempt, memory: GuestMemory, kptr: int, klen: int) -> int:
-    klen = memory.check(kptr, klen)
-    key = _key(attempt, memory, kptr, klen)
+    key = _key(attempt, memory.range(kptr, klen))
     if key is None:
         return attempt.refuse(abi.BAD_ARGUMENT)
     return min(attempt.ask("kv_delete", key).status, 0)

@@ -8,12 +8,13 @@ failure is never blamed on a guest.
 from __future__ import annotations
 
 from time import perf_counter_ns
+from typing import Final, NamedTuple
 
 from executor.core import abi
 from executor.core.frames import Done, Run
 from executor.sandbox.host import I64_MAX, Attempt, Host
-from executor.sandbox.machine import Ended, Machine, Program
-from executor.sandbox.memory import PAGE, BadPointer, GuestMemory
+from executor.sandbox.machine import Ended, Facts, Machine, Program
+from executor.sandbox.memory import PAGE, BadPointer
 
 MEMORY_MAX = 65_536 * PAGE  # what 32 bits can address
 
@@ -30,22 +31,24 @@ def execute(program: Program, run: Run, host: Host) -> Done:
     )
     try:
         attempt = host.begin(run, machine)
-        if program.memory_min > memory_max:
-            ended = Ended("limit.memory-exceeded", f"it starts with {program.memory_min} bytes")
-        else:
-            ended = _drive(program, machine, attempt)
-        total = perf_counter_ns() - begin
-        return _done(attempt, ended, memory_max=memory_max, total_ns=total)
+        too_large = program.memory_min > memory_max
+        ended = _too_large(program) if too_large else _drive(program, machine, attempt, host)
+        total_ns = perf_counter_ns() - begin
+        return _done(attempt, ended, memory_max=memory_max, total_ns=total_ns)
     finally:
         host.end()
         machine.close()
 
 
-def _drive(program: Program, machine: Machine, attempt: Attempt) -> Ended:
-    """Let the guest run; how it ended, `""` standing for a result."""
+def _too_large(program: Program) -> Ended:
+    return Ended("limit.memory-exceeded", f"it starts with {program.memory_min} bytes")
+
+
+def _drive(program: Program, machine: Machine, attempt: Attempt, host: Host) -> Ended | None:
+    """Let the guest run; how it ended, None for a result."""
     try:
         machine.instantiate()
-        attempt.memory = GuestMemory(machine.locate)
+        attempt.memory = host.memory_of(machine)
         if program.initializes:
             machine.call(abi.INITIALIZE)
         status = machine.call(abi.ENTRY)
@@ -62,12 +65,37 @@ def _drive(program: Program, machine: Machine, attempt: Attempt) -> Ended:
     if attempt.failure is not None:
         return Ended("guest.failed", attempt.failure[1])
     if status == 0:
-        return Ended("")
+        return None
     return Ended("guest.failed", f"run returned {status}", (("status", str(status)),))
 
 
-def _done(attempt: Attempt, ended: Ended, *, memory_max: int, total_ns: int) -> Done:
-    size = attempt.memory.size() if attempt.memory is not None else 0
+def _done(attempt: Attempt, ended: Ended | None, *, memory_max: int, total_ns: int) -> Done:
+    size = attempt.machine.size() if attempt.memory is not None else 0
+    why = _RESULT if ended is None else _why(attempt, ended, size, memory_max)
+    code, log = why.code, attempt.log
+    return Done(
+        seq=attempt.run.seq, code=code, message=why.message, transient=why.transient,
+        retry_after_ms=why.retry_after_ms, output=b"" if code else bytes(attempt.output),
+        logs=tuple(log.lines) if log else (), log_dropped=log.dropped if log else 0,
+        fuel_used=attempt.fuel_used(), memory_bytes=size,
+        guest_us=max(total_ns - attempt.host_ns, 0) // 1_000, host_us=attempt.host_ns // 1_000,
+        host_calls=attempt.calls, facts=why.facts,
+        last_calls=tuple(attempt.recent) if code else (),
+    )  # fmt: skip
+
+
+class _Why(NamedTuple):
+    code: str = ""
+    message: str = ""
+    transient: bool = False
+    retry_after_ms: int = -1
+    facts: Facts = ()
+
+
+_RESULT: Final = _Why()
+
+
+def _why(attempt: Attempt, ended: Ended, size: int, memory_max: int) -> _Why:
     code, message, facts = ended.code, ended.message, ended.facts
     if code == "guest.trap" and 0 < memory_max <= size:
         code = "limit.memory-exceeded"
@@ -76,21 +104,11 @@ def _done(attempt: Attempt, ended: Ended, *, memory_max: int, total_ns: int) -> 
         transient, retry_after_ms = _verdict(attempt, facts)
         if transient and attempt.unavailable:
             code = "capability.unavailable"
-    elif code and attempt.failure is not None and attempt.failure[1]:
+    elif attempt.failure is not None and attempt.failure[1]:
         # The guest's own last words say more than the trap, whose name stays in the facts.
         message = attempt.failure[1]
-    if code:
-        facts = (*facts, *_facts(attempt, size, memory_max))
-    run = attempt.run
-    return Done(
-        seq=run.seq, code=code, message=message, transient=transient,
-        retry_after_ms=retry_after_ms, output=b"" if code else bytes(attempt.output),
-        logs=tuple(attempt.log.lines), log_dropped=attempt.log.dropped,
-        fuel_used=attempt.fuel_used(), memory_bytes=size,
-        guest_us=max(total_ns - attempt.host_ns, 0) // 1_000, host_us=attempt.host_ns // 1_000,
-        host_calls=attempt.calls, facts=facts,
-        last_calls=tuple(attempt.recent) if code else (),
-    )  # fmt: skip
+    facts = (*facts, *_facts(attempt, size, memory_max))
+    return _Why(code, message, transient, retry_after_ms, facts)
 
 
 def _verdict(attempt: Attempt, facts: tuple[tuple[str, str], ...]) -> tuple[bool, int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterable, Mapping
-from typing import Final, TypeVar
+from typing import TypeVar
 
 import wasmtime
 
@@ -16,12 +16,11 @@ from executor.core import abi
 from executor.errors import ExecutorError
 from executor.sandbox import traps
 from executor.sandbox.host import Host
+from executor.sandbox.machine import TABLES_MAX, Program
 from executor.sandbox.memory import PAGE
+from executor.sandbox.raw import Raw, RawProgram
 
 T = TypeVar("T")
-
-# Toolchains emit one table; each may hold `table_elements` of 8 bytes.
-TABLES_MAX: Final = 4
 
 
 class PublicMachine:
@@ -80,6 +79,11 @@ class PublicMachine:
         pointer = self._memory.data_ptr(self._store)
         return ctypes.addressof(pointer.contents), self._memory.data_len(self._store)
 
+    def size(self) -> int:
+        """Bytes of the exported memory, now."""
+        assert self._memory is not None
+        return self._memory.data_len(self._store)
+
     def fuel(self) -> int:
         """Fuel left."""
         return self._store.get_fuel()
@@ -114,9 +118,12 @@ class PublicProgram:
 
 
 def prepare(
-    engine: wasmtime.Engine, module: wasmtime.Module, functions: Iterable[str], host: Host
-) -> PublicProgram:
+    engine: wasmtime.Engine, module: wasmtime.Module, functions: Iterable[str], host: Host,
+    raw: Raw | None = None,
+) -> Program:  # fmt: skip
     """Link `module` with `executor:task@1` and the granted functions, and nothing else.
+
+    With `raw` its attempts take that path, else the public one.
 
     Errors  `policy.capability-denied` with all imports that are not granted;
             `module.import-unknown` for what no capability offers or with another type;
@@ -126,13 +133,18 @@ def prepare(
     _check_imports(module, granted)
     memory_min, initializes = _check_exports(module)
     linker = wasmtime.Linker(engine)
-    for name in sorted(granted):
+    acts = {name: host.function(name) for name in sorted(granted)}
+    for name, act in acts.items():
         function = abi.FUNCTIONS[name]
-        linker.define_func(
-            function.module, function.name, _function_type(function), host.function(name)
-        )
+        kind = _function_type(function)
+        if raw is None:
+            linker.define_func(function.module, function.name, kind, act)
+        else:
+            raw.define(linker, function, kind)
     pre = linker.instantiate_pre(module)
-    return PublicProgram(engine, pre, memory_min=memory_min, initializes=initializes)
+    if raw is None:
+        return PublicProgram(engine, pre, memory_min=memory_min, initializes=initializes)
+    return RawProgram(raw, engine, pre, acts, memory_min=memory_min, initializes=initializes)
 
 
 def signature(kind: object) -> str:

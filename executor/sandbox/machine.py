@@ -6,7 +6,10 @@ changes neither the host functions nor the rules of an outcome.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
+
+# Toolchains emit one table; each may hold `table_elements` of 8 bytes.
+TABLES_MAX: Final = 4
 
 Facts = tuple[tuple[str, str], ...]
 
@@ -36,6 +39,9 @@ class Machine(Protocol):
 
     def locate(self) -> tuple[int, int]:
         """Address and size of the exported memory, now."""
+
+    def size(self) -> int:
+        """Bytes of the exported memory, now; it only ever grows."""
 
     def fuel(self) -> int:
         """Fuel left."""

@@ -20,8 +20,8 @@ from executor.sandbox import attacks, compiler, jail, seccomp, zygote
 from executor.sandbox.channel import Channel, Closed
 from executor.sandbox.host import Host
 from executor.sandbox.instance import execute
-from executor.sandbox.linker import PublicProgram, prepare
-from executor.sandbox.machine import Ended
+from executor.sandbox.linker import prepare
+from executor.sandbox.machine import Ended, Program
 from executor.sandbox.memory import BadPointer
 from executor.sandbox.status import StatusPage
 from executor.sandbox.warm import Warm
@@ -66,17 +66,23 @@ def _zygote(arguments: Sequence[str]) -> int:
     parent = os.getppid()
     zygote.ignore_signals()
     match list(arguments):
-        case ["zygote", descriptor, ("pooled" | "on-demand") as memory] if descriptor.isdecimal():
+        case [
+            "zygote", descriptor, ("pooled" | "on-demand") as memory,
+            ("auto" | "raw" | "public") as path,
+        ] if descriptor.isdecimal():  # fmt: skip
             zygote.follow_parent(parent)
             control = socket.socket(fileno=int(descriptor))
             try:
-                zygote.serve(control, begin, pooled=memory == "pooled")
+                zygote.serve(control, begin, pooled=memory == "pooled", path=path)
             except ExecutorError as error:
                 if error.code in START_CODES:
                     control.sendall(encode(Failed(error.code, error.detail[:1024])))
                 raise
         case _:
-            _say("usage: python -I -m executor.sandbox zygote CONTROL_FD (pooled | on-demand)")
+            _say(
+                "usage: python -I -m executor.sandbox zygote FD (pooled | on-demand)"
+                " (auto | raw | public)"
+            )
     return EXIT_USAGE
 
 
@@ -124,7 +130,7 @@ def sandbox(order: Fork, fds: Sequence[int], channel: Channel, warm: Warm, paren
     plan = _plan(order, fds[0], warm, parent)
     jail.close_others({fds[0], *fds[2:]})
     layers = jail.lock_down(plan, jail.FIRST)
-    programs, mapped = _load(load, fds[2:], warm.engine, host, plan)
+    programs, mapped = _load(load, fds[2:], warm, host, plan)
     jail.close_others({fds[0], *mapped}, plan)
     layers += jail.lock_down(plan, jail.LAST)
     for program in programs:
@@ -149,25 +155,27 @@ def _plan(order: Fork, socket_fd: int, warm: Warm, parent: int) -> jail.Plan:
 
 
 def _load(
-    load: Load, artifacts: Sequence[int], engine: wasmtime.Engine, host: Host, plan: jail.Plan
-) -> tuple[list[PublicProgram], set[int]]:
+    load: Load, artifacts: Sequence[int], warm: Warm, host: Host, plan: jail.Plan
+) -> tuple[list[Program], set[int]]:
     """The programs of the Load frame, none of which has run, and the engine's descriptors."""
-    programs: list[PublicProgram] = []
+    programs: list[Program] = []
     given = jail.descriptors(plan)
     for place, functions in load.modules:
         if place >= len(artifacts):
             raise ExecutorError("sandbox.protocol-violation", "no such artifact")
         try:
-            module = wasmtime.Module.deserialize_file(engine, f"/proc/self/fd/{artifacts[place]}")
+            module = wasmtime.Module.deserialize_file(
+                warm.engine, f"/proc/self/fd/{artifacts[place]}"
+            )
         except wasmtime.WasmtimeError as error:
             raise ExecutorError("sandbox.start-failed", f"artifact: {error}") from error
-        programs.append(prepare(engine, module, functions, host))
+        programs.append(prepare(warm.engine, module, functions, host, warm.raw))
     # The engine maps the artifact for each instance's data from a read-only descriptor of its
     # own; it stays open, ours does not.
     return programs, jail.descriptors(plan) - given
 
 
-def warm_up(program: PublicProgram, host: Host) -> None:
+def warm_up(program: Program, host: Host) -> None:
     """Instantiate once without fuel: the first attempt finds images and trampolines made.
 
     After the filter, since a start section is code of the artifact; without fuel it ends at once,
@@ -190,9 +198,7 @@ def warm_up(program: PublicProgram, host: Host) -> None:
         machine.close()
 
 
-def serve(
-    channel: Channel, programs: Sequence[PublicProgram], host: Host, page: StatusPage
-) -> NoReturn:
+def serve(channel: Channel, programs: Sequence[Program], host: Host, page: StatusPage) -> NoReturn:
     """One attempt after the other. Errors  `Closed` at the end; anything else is a bug."""
     counts = [0] * len(programs)
     times = [0] * len(programs)

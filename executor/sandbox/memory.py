@@ -9,11 +9,24 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 U32_MASK: Final = 0xFFFF_FFFF
 PAGE: Final = 65_536
+
+_NOTHING: Final = memoryview(b"")
+_WRITABLE: Final = 0x200
+
+
+def _view() -> Any:
+    # A prototype of our own beside the one that all share.
+    made = ctypes.pythonapi["PyMemoryView_FromMemory"]
+    made.restype = ctypes.py_object
+    made.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)
+    return made
+
+
+_VIEW: Final = _view()
 
 Locate = Callable[[], tuple[int, int]]
 
@@ -28,42 +41,34 @@ class BadPointer(Exception):  # noqa: N818 - an ending of an attempt, not an err
         super().__init__(f"{length} bytes at {pointer} of {size}")
 
 
-@dataclass(frozen=True, slots=True)
 class GuestMemory:
-    """One instance's memory. `locate` gives its address and its size in bytes, now."""
+    """The memory of the instance that runs: `locate` gives its address and size in bytes, now."""
 
-    locate: Locate
+    __slots__ = ("_all", "_place", "locate")
 
-    def size(self) -> int:
-        """Bytes now; a memory only ever grows."""
-        return self.locate()[1]
+    def __init__(self, locate: Locate) -> None:
+        self.locate = locate
+        # What was located last, and all of it: the next instance mostly lies in the same place.
+        self._place = (0, 0)
+        self._all = _NOTHING
 
-    def check(self, pointer: int, length: int) -> int:
-        """The length, masked to unsigned, of a range that lies wholly inside.
+    def range(self, pointer: int, length: int) -> memoryview:
+        """The bytes of a range that lies wholly inside, to be read or written in this host call.
+
+        Never kept beyond it: memory moves and goes. Python bounds every use by the range itself.
 
         Shapes  two i32 as the engine gives them: signed and unchecked. An empty range may lie at
                 the very end, not behind it.
         Errors  `BadPointer`.
         """
-        _, length = self._resolve(pointer, length)
-        return length
-
-    def read(self, pointer: int, length: int) -> bytes:
-        """A copy of the range, never a shorter one. Errors  `BadPointer`."""
-        address, length = self._resolve(pointer, length)
-        return ctypes.string_at(address, length) if length else b""
-
-    def write(self, pointer: int, data: bytes) -> None:
-        """Copy `data` to `pointer`. Errors  `BadPointer`, and then nothing was written."""
-        address, length = self._resolve(pointer, len(data))
-        if length:
-            ctypes.memmove(address, data, length)
-
-    def _resolve(self, pointer: int, length: int) -> tuple[int, int]:
         # Masked, not refused: a pointer above 2 GiB is legal and arrives negative.
         pointer &= U32_MASK
         length &= U32_MASK
-        address, size = self.locate()
-        if pointer + length > size:
-            raise BadPointer(pointer=pointer, length=length, size=size)
-        return address + pointer, length
+        place = self.locate()
+        if pointer + length > place[1]:
+            raise BadPointer(pointer=pointer, length=length, size=place[1])
+        if place != self._place:
+            # Another instance, or memory has grown since the last use.
+            self._all = _VIEW(*place, _WRITABLE) if place[1] else _NOTHING
+            self._place = place
+        return self._all[pointer : pointer + length]

@@ -42,20 +42,20 @@ _START_FAILED: Final = 71
 Child = Callable[[Fork, Sequence[int], Engine, int], NoReturn]
 
 
-def serve(control: socket.socket, child: Child, *, pooled: bool) -> NoReturn:
+def serve(control: socket.socket, child: Child, *, pooled: bool, path: str) -> NoReturn:
     """Warm up, then fork whenever asked, until the control socket closes.
 
     Errors  `sandbox.start-failed`, `sandbox.containment-missing`, `sandbox.protocol-violation`.
     """
     _check_stack()
-    engine = warm_up(pooled=pooled)
+    engine = warm_up(pooled=pooled, path=path)
     layers = _lock_down()
     jail.close_others({control.fileno()})
     if jail.threads() != 1:
         raise ExecutorError("sandbox.start-failed", "a second thread: children could hang")
     gc.collect()
     gc.freeze()  # what exists now lives as long as the process and its children
-    control.sendall(encode(Warm(engine.mark, layers)))
+    control.sendall(encode(Warm(engine.mark, layers, "raw" if engine.raw else "public")))
     _Server(control, child, engine, os.getpid()).run()
 
 

@@ -28,6 +28,7 @@ class Containment:
 
     layers: tuple[str, ...]  # claimed and not denied by the kernel
     escaped: tuple[str, ...]  # the attacks that a locked process lived through
+    path: str  # how attempts reach the engine, raw or public
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -47,7 +48,7 @@ async def examine(zygote: Zygote) -> Containment:
 
     Errors  `sandbox.start-failed`, `sandbox.containment-missing`.
     """
-    inherited = (await zygote.warm()).layers
+    warm = await zygote.warm()
     layers = await _layers(zygote)
     ended = await asyncio.gather(*(
         _attack(zygote, name, _SLOT + place) for place, name in enumerate(CANARIES)
@@ -55,8 +56,8 @@ async def examine(zygote: Zygote) -> Containment:
     escaped = tuple(
         name for name, status in zip(CANARIES, ended, strict=True) if status != -signal.SIGSYS
     )
-    found = {*inherited, *layers}
-    return Containment(tuple(name for name in LAYERS if name in found), escaped)
+    found = {*warm.layers, *layers}
+    return Containment(tuple(name for name in LAYERS if name in found), escaped, warm.path)
 
 
 async def _layers(zygote: Zygote) -> tuple[str, ...]:

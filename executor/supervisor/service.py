@@ -40,6 +40,7 @@ def new_zygote(config: Config) -> Zygote:
     return Zygote(
         pooled=config.text("sandbox.memory") == "pooled",
         best_effort=config.text("sandbox.containment") == "best-effort",
+        path=config.text("sandbox.engine_path"),
     )
 
 

@@ -76,6 +76,7 @@ class Zygote:
 
     pooled: bool = True
     best_effort: bool = False
+    path: str = "auto"
     starts: int = 0
     _process: subprocess.Popen[bytes] | None = None
     _control: socket.socket | None = None
@@ -96,7 +97,7 @@ class Zygote:
                 self._process = subprocess.Popen(
                     [
                         sys.executable, "-I", "-m", "executor.sandbox", "zygote",
-                        str(theirs.fileno()), "pooled" if self.pooled else "on-demand",
+                        str(theirs.fileno()), "pooled" if self.pooled else "on-demand", self.path,
                     ],
                     env={}, cwd="/", close_fds=True, pass_fds=(theirs.fileno(),),
                     stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import fcntl
 import os
 import socket
@@ -28,10 +29,12 @@ from executor.core.frames import (
     encode,
 )
 from executor.model import KIB, MIB, PAYLOAD_MAX
-from executor.sandbox.engine import RESERVED_BYTES, build
+from executor.sandbox.engine import RESERVED_BYTES, build, installed_version
 from executor.sandbox.host import Host
 from executor.sandbox.instance import execute
-from executor.sandbox.linker import PublicProgram, prepare
+from executor.sandbox.linker import prepare
+from executor.sandbox.machine import Program
+from executor.sandbox.raw import Raw
 from tests.support.nursery import Nursery
 
 ALL = tuple(abi.FUNCTIONS)
@@ -63,6 +66,20 @@ def entry(code: str) -> str:
     return f'(func $run (export "run") (result i32) {code})'
 
 
+def end(work: Callable[[], bool]) -> int:
+    """How a child ends that does this: 0 for True, 1 for False, else its signal."""
+    child = os.fork()
+    if child == 0:
+        answer = False
+        faulthandler.disable()  # some die of what they try
+        try:
+            answer = work()
+        finally:
+            os._exit(0 if answer else 1)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
 @dataclass
 class Kv:
     """A mediator that keeps a dictionary, and records what it was asked."""
@@ -92,18 +109,19 @@ class Kv:
 class Lab:
     """Compiles and runs guests in this process."""
 
-    def __init__(self, engine: wasmtime.Engine) -> None:
+    def __init__(self, engine: wasmtime.Engine, raw: Raw | None = None) -> None:
         self.engine = engine
+        self.raw = raw
         self.kv = Kv()
 
     def program(
         self, wat: str, *, functions: tuple[str, ...] = ALL,
         mediate: Callable[[Call], Answer] | None = None,
-    ) -> tuple[PublicProgram, Host]:  # fmt: skip
+    ) -> tuple[Program, Host]:  # fmt: skip
         """A prepared module and the host it is linked to."""
         host = Host(mediate or self.kv)
         module = wasmtime.Module(self.engine, bytes(wasmtime.wat2wasm(wat)))
-        return prepare(self.engine, module, functions, host), host
+        return prepare(self.engine, module, functions, host, self.raw), host
 
     def run(
         self, body: str, *, memory: str = MEMORY, functions: tuple[str, ...] = ALL,
@@ -133,11 +151,11 @@ class Lab:
         """A Run frame with the limits of these tests."""
         return replace(RUN, **fields)
 
-    def prepared(self, body: str) -> tuple[PublicProgram, Host]:
+    def prepared(self, body: str) -> tuple[Program, Host]:
         """A module with this body, for more than one attempt."""
         return self.program(text(body))
 
-    def attempt(self, program: PublicProgram, host: Host, **fields: Any) -> Done:
+    def attempt(self, program: Program, host: Host, **fields: Any) -> Done:
         """One more attempt of a prepared module."""
         return execute(program, replace(RUN, **fields), host)
 
@@ -146,16 +164,33 @@ class Lab:
         return self.run(entry(code), **fields)
 
 
-@pytest.fixture(scope="session", params=["pooled", "on-demand"])
-def engine(request: pytest.FixtureRequest) -> wasmtime.Engine:
+# Where instances get their memory, and how attempts reach the engine.
+KINDS = ["pooled raw", "on-demand raw", "pooled public"]
+
+
+@pytest.fixture(scope="session", params=KINDS)
+def engine_kind(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """A kind of memory and a path to the engine."""
+    memory, path = request.param.split()
+    return memory, path
+
+
+@pytest.fixture(scope="session")
+def engine(engine_kind: tuple[str, str]) -> wasmtime.Engine:
     """One engine of each kind for all tests of this process."""
-    return build(pooled=request.param == "pooled")
+    return build(pooled=engine_kind[0] == "pooled")
+
+
+@pytest.fixture(scope="session")
+def path(engine_kind: tuple[str, str]) -> Raw | None:
+    """The raw path, or None for the public one."""
+    return Raw(installed_version()) if engine_kind[1] == "raw" else None
 
 
 @pytest.fixture
-def lab(engine: wasmtime.Engine) -> Lab:
+def lab(engine: wasmtime.Engine, path: Raw | None) -> Lab:
     """A laboratory with an empty key-value store."""
-    return Lab(engine)
+    return Lab(engine, path)
 
 
 def memfd(data: bytes = b"", *, size: int = 0) -> int:
@@ -286,10 +321,11 @@ class Rooms:
             os.close(descriptor)
 
 
-@pytest.fixture(scope="session", params=["pooled", "on-demand"])
-def nursery(request: pytest.FixtureRequest) -> Iterator[Nursery]:
-    """A fork server for all tests, once with each kind of memory."""
-    made = Nursery(pooled=request.param == "pooled")
+@pytest.fixture(scope="session")
+def nursery(engine_kind: tuple[str, str]) -> Iterator[Nursery]:
+    """A fork server of each kind for all tests."""
+    memory, path = engine_kind
+    made = Nursery(pooled=memory == "pooled", path=path)
     yield made
     made.close()
 

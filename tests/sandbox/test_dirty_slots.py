@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import random
 import struct
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final
 
 import pytest
-import wasmtime
 
 from executor.sandbox import pooling
-from executor.sandbox.engine import build
+from executor.sandbox.engine import build, installed_version
 from executor.sandbox.host import Host
-from executor.sandbox.linker import PublicMachine, PublicProgram
-
-if TYPE_CHECKING:
-    from tests.sandbox.conftest import Lab
+from executor.sandbox.linker import PublicMachine
+from executor.sandbox.machine import Program
+from executor.sandbox.raw import Raw, RawMachine
+from tests.sandbox.conftest import Lab
 
 ATTEMPTS: Final = 10_000
 PAGE: Final = 65_536
@@ -138,13 +137,13 @@ def body(
     )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def engine() -> wasmtime.Engine:
-    """An engine whose memory and tables come from a pool."""
-    return build(pooled=True)
+@pytest.fixture(params=["raw", "public"])
+def lab(request: pytest.FixtureRequest) -> Lab:
+    """Memory and tables come from a pool, on either path."""
+    return Lab(build(), Raw(installed_version()) if request.param == "raw" else None)
 
 
-Guest = tuple[PublicProgram, Host]
+Guest = tuple[Program, Host]
 
 
 @pytest.fixture
@@ -174,13 +173,14 @@ def test_no_guest_finds_what_another_left(
 ) -> None:
     """10,000 attempts of three modules, each leaves everything dirty, most by a trap: 0 bytes."""
     where: list[int] = []
-    plain = PublicMachine.instantiate
+    kind = PublicMachine if lab.raw is None else RawMachine
+    plain = kind.instantiate
 
-    def instantiate(machine: PublicMachine) -> None:
+    def instantiate(machine: Any) -> None:
         plain(machine)
         where.append(machine.locate()[0])
 
-    monkeypatch.setattr(PublicMachine, "instantiate", instantiate)
+    monkeypatch.setattr(kind, "instantiate", instantiate)
     chosen = random.Random(6)
     slots: dict[int, set[int]] = {place: set() for place in range(len(guests))}
     found: dict[int, tuple[str, str, bytes]] = {}

@@ -103,9 +103,9 @@ def test_memory_without_a_page(lab: Lab) -> None:
 def test_a_pointer_above_2_gib_is_legal() -> None:
     """A pointer above 2 GiB arrives negative and is masked, not refused."""
     memory = GuestMemory(lambda: (0, 2**32))
-    assert memory.check(-8, 8) == 8
+    assert len(memory.range(-8, 8)) == 8
     with pytest.raises(BadPointer):
-        memory.check(-8, 9)
+        memory.range(-8, 9)
 
 
 @given(st.integers(-(2**31), 2**32), st.integers(-(2**31), 2**32))
@@ -116,18 +116,36 @@ def test_any_range_is_bytes_or_bad_pointer(pointer: int, length: int) -> None:
     memory = GuestMemory(lambda: (ctypes.addressof(buffer), len(data)))
     start, size = pointer & U32_MASK, length & U32_MASK
     if start + size <= len(data):
-        assert memory.read(pointer, length) == data[start : start + size]
+        assert memory.range(pointer, length) == data[start : start + size]
     else:
         with pytest.raises(BadPointer):
-            memory.read(pointer, length)
+            memory.range(pointer, length)
 
 
 def test_a_write_is_whole_or_not_at_all() -> None:
-    """A write that does not fit changes nothing."""
+    """A range that does not fit cannot be had, and nothing longer than a range goes into it."""
     buffer = ctypes.create_string_buffer(b"....", 4)
     memory = GuestMemory(lambda: (ctypes.addressof(buffer), 4))
     with pytest.raises(BadPointer):
-        memory.write(2, b"abc")
+        memory.range(2, 3)
+    room = memory.range(1, 2)
+    with pytest.raises(ValueError, match="different structures"):
+        room[:3] = b"abc"
     assert buffer.raw == b"...."
-    memory.write(1, b"abc")
+    memory.range(1, 3)[:] = b"abc"
     assert buffer.raw == b".abc"
+
+
+def test_no_range_is_where_memory_was() -> None:
+    """Address and size are asked for at each use: moved memory is found where it is now."""
+    first, second = (ctypes.create_string_buffer(text, 4) for text in (b"old.", b"new."))
+    places = [(ctypes.addressof(first), 4), (ctypes.addressof(second), 4),
+              (ctypes.addressof(second), 2)]  # fmt: skip
+    memory = GuestMemory(lambda: places[0])
+    assert bytes(memory.range(0, 4)) == b"old."
+    del places[0]
+    assert bytes(memory.range(0, 4)) == b"new."
+    del places[0]
+    with pytest.raises(BadPointer):
+        memory.range(0, 4)
+    assert bytes(memory.range(0, 2)) == b"ne"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import faulthandler
 import os
 import resource
 import signal
@@ -25,7 +24,7 @@ from executor.sandbox import jail, kernel, landlock, linker, zygote
 from executor.sandbox.host import Host
 from executor.sandbox.machine import Ended
 from executor.sandbox.memory import PAGE
-from tests.sandbox.conftest import MEMORY, Lab, entry, text
+from tests.sandbox.conftest import MEMORY, Lab, end, entry, text
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root has what it takes away")
 OK: Final = 0
@@ -37,20 +36,6 @@ def take(*names: str, **fields: int) -> None:
     """Take these steps and no other."""
     plan = jail.Plan(parent=os.getppid(), rules=(), user=jail.user_of_slot(0), **fields)  # type: ignore[arg-type]
     jail.lock_down(plan, [(name, step) for name, step in jail.STEPS if name in names])
-
-
-def end(work: Callable[[], bool]) -> int:
-    """How a child ends that does this: 0 for True, 1 for False, else its signal."""
-    child = os.fork()
-    if child == 0:
-        answer = False
-        faulthandler.disable()  # some die of what they try
-        try:
-            answer = work()
-        finally:
-            os._exit(0 if answer else 1)
-    _, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status)
 
 
 # Processes.
@@ -287,8 +272,9 @@ def test_a_store_has_one_instance(lab: Lab) -> None:
     machine = program.machine(fuel=1_000_000, memory_bytes=PAGE, table_elements=10)
     try:
         machine.instantiate()
-        with pytest.raises(wasmtime.WasmtimeError, match="instance count"):
-            machine._pre.instantiate(machine._store)
+        with pytest.raises(Ended) as caught:
+            machine.instantiate()
+        assert "instance count" in caught.value.message
     finally:
         machine.close()
 

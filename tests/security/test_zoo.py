@@ -34,7 +34,7 @@ def is_hasty(row: Row) -> bool:
 class House:
     """One rig for many rows: an attacker's tenant and its neighbour."""
 
-    def __init__(self, **values: int) -> None:
+    def __init__(self, **values: int | str) -> None:
         self._runner = asyncio.Runner()
         # The clock is what nobody granted; the rig grants it to all.
         config = make_config(
@@ -102,7 +102,8 @@ class House:
 class Street:
     """The one house that stands: rigs share what forks their sandboxes, so two would quarrel."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: str) -> None:
+        self._path = path
         self._house: House | None = None
         self._hasty = False
 
@@ -112,7 +113,7 @@ class Street:
             self.clear()
             self._hasty = is_hasty(row)
             values = {"sandbox__compile_deadline_ms": 2_000} if self._hasty else {}
-            self._house = House(**values)
+            self._house = House(sandbox__engine_path=self._path, **values)
         return self._house
 
     def clear(self) -> None:
@@ -122,10 +123,10 @@ class Street:
             house.close()
 
 
-@pytest.fixture(scope="module")
-def street() -> Iterator[Street]:
-    """For all rows, one after the other."""
-    made = Street()
+@pytest.fixture(scope="module", params=["raw", "public"])
+def street(request: pytest.FixtureRequest) -> Iterator[Street]:
+    """For all rows, one after the other, on each path to the engine."""
+    made = Street(request.param)
     yield made
     made.clear()
 

@@ -48,14 +48,14 @@ class Born:
 class Nursery:
     """One zygote and the statuses of its children."""
 
-    def __init__(self, *, pooled: bool = True) -> None:
+    def __init__(self, *, pooled: bool = True, path: str = "raw") -> None:
         self.pooled = pooled
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self.process = subprocess.Popen(
                 [
                     sys.executable, "-I", "-m", "executor.sandbox", "zygote",
-                    str(theirs.fileno()), "pooled" if pooled else "on-demand",
+                    str(theirs.fileno()), "pooled" if pooled else "on-demand", path,
                 ],
                 env={}, cwd="/", pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

@@ -71,13 +71,13 @@ kv = {{ prefix = "own/", mode = "write" }}
 # A module is compiled once for all tests; what is compiled is the same each time.
 _products: dict[str, Product] = {}
 # One fork server a kind for all tests: each start would cost a tenth of a second.
-_zygotes: dict[tuple[bool, bool], Zygote] = {}
+_zygotes: dict[tuple[bool, bool, str], Zygote] = {}
 
 
 def shared_zygote(config: configs.Config) -> Zygote:
     """The fork server for this configuration; whoever took it gives it back with `detach`."""
     made = new_zygote(config)
-    return _zygotes.setdefault((made.pooled, made.best_effort), made)
+    return _zygotes.setdefault((made.pooled, made.best_effort, made.path), made)
 
 
 def make_config(
