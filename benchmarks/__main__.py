@@ -9,11 +9,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 
-from benchmarks import backlog, containment, fairness, kills, soak, throughput
+from benchmarks import attempt, backlog, containment, fairness, kills, soak, throughput
 
-_ROUNDS = {"throughput": 3, "containment": 5, "backlog": 3, "fairness": 5}
+_ROUNDS = {"throughput": 3, "containment": 5, "backlog": 3, "fairness": 5, "attempt": 9}
 _TASKS = {"throughput": 20_000, "kills": 20_000, "backlog": 200_000, "soak": 100_000,
-          "fairness": 400, "containment": 0}  # fmt: skip
+          "fairness": 400, "containment": 0, "attempt": 0}  # fmt: skip
 
 
 def _main() -> None:
@@ -29,6 +29,8 @@ def _main() -> None:
     rounds = options.rounds or _ROUNDS.get(options.scenario, 0)
     tasks, as_json = options.tasks or _TASKS[options.scenario], options.json
     match options.scenario:
+        case "attempt":
+            attempt.main(rounds, as_json=as_json)
         case "kills":
             asyncio.run(kills.main(tasks, options.seed, as_json=as_json))
         case "containment":
