@@ -41,7 +41,8 @@ def cell(section: Section, who: str, metric: str) -> str:
 
 def _heading(section: Section, metric: str, unit: str) -> str:
     many = any(len(s.values) > _MANY for s in section.samples if s.metric == metric)
-    return f"{metric}, {unit}" + (", p50 / p99 / p99.9" if many else "")
+    name = f"{metric}, {unit}" if unit else metric
+    return name + (", p50 / p99 / p99.9" if many else "")
 
 
 def table(section: Section) -> tuple[list[str], list[list[str]]]:
