@@ -350,6 +350,18 @@ def echo_us() -> list[float]:
         nest.close()
 
 
+def jail_us() -> list[tuple[float, float]]:
+    """Microseconds of an attempt with and without a lock-down, 64 in flight; pairs of blocks."""
+    own = _Nest(_OwnNursery())
+    try:
+        own.compile()
+        with own.sandbox() as (locked, _, _), own.sandbox("unlocked") as (unlocked, _, _):
+            how = _SENDING["in a window of 64"]
+            return [(_block(locked, *how), _block(unlocked, *how)) for _ in range(_PAIRS)][1:]
+    finally:
+        own.close()
+
+
 def per_task(figures: Figures, own: _Nest) -> None:
     """The same attempts with and without a lock-down; the blocks take turns, and so do who begins.
 

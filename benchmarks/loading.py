@@ -13,23 +13,25 @@ from benchmarks.contenders import TENANT
 from benchmarks.peers.work import WORDS
 
 ENVIRON: Final = dict(os.environ)
-SUBJECT: Final = f"task.{TENANT}.wordcount"
 _WINDOW: Final = 256
 _CHUNK: Final = 20_000
 
 
-async def load(url: str, tasks: int, name: str, data: bytes = WORDS) -> None:
+async def load(
+    url: str, tasks: int, name: str, data: bytes = WORDS, *, tenant: str = TENANT
+) -> None:
     """Submit tasks, a window of publishes in flight, each confirmed; their ids say `fresh`."""
+    subject = f"task.{tenant}.wordcount"
     client = await nats.connect(url)
     jetstream = client.jetstream(publish_async_max_pending=_WINDOW)
     for start in range(0, tasks, _CHUNK):
         futures = []
         for number in range(start, min(start + _CHUNK, tasks)):
             body = msgpack.packb({
-                "v": 1, "typ": "task", "aud": f"dev/{SUBJECT}", "id": f"{name}-{number}",
+                "v": 1, "typ": "task", "aud": f"dev/{subject}", "id": f"{name}-{number}",
                 "input": data, "fresh": True,
             })  # fmt: skip
-            futures.append(await jetstream.publish_async(SUBJECT, body))
+            futures.append(await jetstream.publish_async(subject, body))
         await asyncio.gather(*futures)
     await client.close()
 

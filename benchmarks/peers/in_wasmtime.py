@@ -52,7 +52,7 @@ def new_linker(engine: Engine, output: bytearray, payload: bytes = PAYLOAD) -> L
         memory: Any = caller["memory"]
         output.extend(memory.read(caller, ptr, ptr + length))
 
-    def log_write(_level: int, _ptr: int, _length: int) -> None:
+    def unused(*_arguments: int) -> None:
         return
 
     linker = Linker(engine)
@@ -63,7 +63,8 @@ def new_linker(engine: Engine, output: bytearray, payload: bytes = PAYLOAD) -> L
                        access_caller=True)  # fmt: skip
     linker.define_func(task, "output_write", FuncType([_I32(), _I32()], []), output_write,
                        access_caller=True)  # fmt: skip
-    linker.define_func("executor:log@1", "log_write", FuncType(three, []), log_write)
+    linker.define_func(task, "fail", FuncType([*three, ValType.i64()], []), unused)
+    linker.define_func("executor:log@1", "log_write", FuncType(three, []), unused)
     return linker
 
 
