@@ -1,7 +1,7 @@
 """`python -m benchmarks [SCENARIO …]`: run scenarios, print the report, and write it into a folder.
 
-Without names all usual scenarios run, about a quarter of an hour; `--quick` is for a look at whether
-everything works, in three minutes. The README beside this file says what each one is for.
+Without names all usual scenarios run, about a quarter of an hour; `--quick` is for a look at
+whether everything works, in three minutes. The README beside this file says what each one is for.
 """
 
 from __future__ import annotations
@@ -39,12 +39,23 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=1, help="of what is killed when")
     parser.add_argument("--peers", help=f"none, or some of: {', '.join(p.name for p in PEERS)}, "
                         "Extism; separated by commas")  # fmt: skip
-    parser.add_argument("--compare", default="", metavar="REV",
-                        help="a revision as one more contender, where a scenario has contenders")
-    parser.add_argument("--out", type=Path, default=Path("build/benchmarks"),
-                        help="the folder of report.md, report.html and samples.jsonl")
-    parser.add_argument("--keep-figures", action="store_true",
-                        help="let `executor bench plan` reckon with what this run saw")
+    parser.add_argument(
+        "--compare",
+        default="",
+        metavar="REV",
+        help="a revision as one more contender, where a scenario has contenders",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("build/benchmarks"),
+        help="the folder of report.md, report.html and samples.jsonl",
+    )
+    parser.add_argument(
+        "--keep-figures",
+        action="store_true",
+        help="let `executor bench plan` reckon with what this run saw",
+    )
     parser.add_argument("--json", action="store_true", help="print the samples, not the report")
     return parser
 

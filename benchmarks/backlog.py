@@ -66,7 +66,8 @@ async def consume(folder: Path, server: PrivateServer) -> Slice:
         tasks = end - first
         return Slice(
             tasks, time.monotonic() - at,
-            (own_cpu_s(process.pid) - own) * 1e6 / tasks, (own_cpu_s(server.pid) - theirs) * 1e6 / tasks,
+            (own_cpu_s(process.pid) - own) * 1e6 / tasks,
+            (own_cpu_s(server.pid) - theirs) * 1e6 / tasks,
             resident_mib(process.pid), resident_mib(process.pid) - memory,
             resident_mib(server.pid), ready,
         )  # fmt: skip

@@ -271,7 +271,8 @@ async def stage(contender: Contender) -> AsyncIterator[Stage]:
             prepare(folder, server.url, interpreter=interpreter)
         elif contender.prepares:
             module = f"benchmarks.peers.{contender.module}"
-            subprocess.run(
-                [interpreter, "-m", module, "prepare"], cwd=folder, env=environ, check=True
-            )
+            await asyncio.to_thread(
+                subprocess.run, [interpreter, "-m", module, "prepare"], cwd=folder, env=environ,
+                check=True,
+            )  # fmt: skip
         yield Stage(contender, folder, environ, servers, interpreter)

@@ -77,10 +77,7 @@ def revision(name: str) -> Iterator[str]:
     """
     with tempfile.TemporaryDirectory(prefix="executor-bench-rev-") as scratch:
         tree, own = Path(scratch) / "tree", Path(scratch) / "venv"
-        done = subprocess.run(
-            ["git", "worktree", "add", "--detach", "--quiet", str(tree), name],
-            cwd=ROOT, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        done = _git("worktree", "add", "--detach", "--quiet", str(tree), name)
         if done.returncode:
             raise UnavailableError(f"no revision `{name}`: {done.stderr.strip()}")
         try:
@@ -91,17 +88,19 @@ def revision(name: str) -> Iterator[str]:
             (own / "bin" / "nats-server").symlink_to(Path(sys.executable).parent / "nats-server")
             yield str(own / "bin" / "python")
         finally:
-            subprocess.run(
-                ["git", "worktree", "remove", "--force", str(tree)],
-                cwd=ROOT, capture_output=True, check=False,
-            )  # fmt: skip
+            _git("worktree", "remove", "--force", str(tree))
+
+
+def _git(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [shutil.which("git") or "git", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 class RedisServer:
     """`with RedisServer() as server: … server.url`; its log of writes survives a kill.
 
-    `appendfsync no` is the promise that a NATS file stream makes by default: what is confirmed is in
-    the kernel's hands, and a machine that loses power loses the last of it.
+    `appendfsync no` is the promise that a NATS file stream makes by default: what is confirmed is
+    in the kernel's hands, and a machine that loses power loses the last of it.
     """
 
     def __init__(self) -> None:
@@ -115,7 +114,9 @@ class RedisServer:
         return self._process.pid if self._process else 0
 
     def __enter__(self) -> Self:
-        [binary] = Path(python(REDIS)).parents[1].glob("lib/python*/site-packages/*/bin/redis-server")
+        [binary] = (
+            Path(python(REDIS)).parents[1].glob("lib/python*/site-packages/*/bin/redis-server")
+        )
         binary.chmod(0o755)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

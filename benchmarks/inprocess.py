@@ -25,6 +25,8 @@ from benchmarks.options import Options
 from benchmarks.section import Goal, Plot, Section
 from tests.support import guests
 
+# Interpreter or "", requirements, file of benchmarks.peers, its arguments.
+Child = tuple[str, tuple[str, ...], str, tuple[str, ...]]
 EXTISM: Final = ("extism==1.1.1", "extism-sys==1.41.0")
 _LOCKED: Final = "executor, locked sandbox and its socket"
 _READ_64: Final = (
@@ -69,6 +71,25 @@ def _child(interpreter: str, module: str, lib: Path, *arguments: str) -> list[di
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+def _set_up(stack: contextlib.ExitStack, options: Options) -> tuple[Path, list[Child]]:
+    """A folder where only the benchmarks are found, with the guests, and who runs them."""
+    lib = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="executor-bench-")))
+    (lib / "benchmarks").symlink_to(ROOT / "benchmarks")
+    codes = {"echo": guests.assemble(guests.ECHO), "calls": guests.assemble(_READ_64),
+             "extism": bytes(wasmtime.wat2wasm(_EXTISM_ECHO))}  # fmt: skip
+    paths = {name: str(lib / f"{name}.wasm") for name in codes}
+    for name, code in codes.items():
+        Path(paths[name]).write_bytes(code)
+    both = (paths["echo"], paths["calls"])
+    children: list[Child] = [("", (), "in_product", both), ("", (), "in_wasmtime", both)]
+    if options.peers is None or "Extism" in options.peers:
+        children.append(("", EXTISM, "in_extism", (paths["extism"],)))
+    if options.compare:
+        old = stack.enter_context(revision(options.compare))
+        children.insert(1, (old, (), "in_product", both))
+    return lib, children
+
+
 async def run(options: Options) -> list[Section]:
     """All contenders, round by round."""
     section = Section("inprocess", "One attempt in a process", "python -m benchmarks inprocess")
@@ -80,20 +101,7 @@ async def run(options: Options) -> list[Section]:
     )
     seconds = str(options.pick(options.seconds, 1.0, 0.2))
     with contextlib.ExitStack() as stack:
-        lib = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="executor-bench-")))
-        (lib / "benchmarks").symlink_to(ROOT / "benchmarks")
-        files = {"echo": guests.assemble(guests.ECHO), "calls": guests.assemble(_READ_64),
-                 "extism": bytes(wasmtime.wat2wasm(_EXTISM_ECHO))}  # fmt: skip
-        paths = {name: str(lib / f"{name}.wasm") for name in files}
-        for name, code in files.items():
-            Path(paths[name]).write_bytes(code)
-        both = (paths["echo"], paths["calls"])
-        children = [("", (), "in_product", both), ("", (), "in_wasmtime", both)]
-        if options.peers is None or "Extism" in options.peers:
-            children.append(("", EXTISM, "in_extism", (paths["extism"],)))
-        if options.compare:
-            old = stack.enter_context(revision(options.compare))
-            children.insert(1, (old, (), "in_product", both))
+        lib, children = _set_up(stack, options)
         for round_ in range(options.count(options.rounds, 5, 1)):
             for interpreter, requirements, module, arguments in children:
                 note(f"inprocess, round {round_ + 1}: {module}{' (old)' if interpreter else ''}")

@@ -18,10 +18,11 @@ _CHUNK: Final = 20_000
 
 
 async def load(
-    url: str, tasks: int, name: str, data: bytes = WORDS, *, tenant: str = TENANT
-) -> None:
+    url: str, tasks: int, name: str, data: bytes = WORDS, *, tenant: str = TENANT,
+    task: str = "wordcount",
+) -> None:  # fmt: skip
     """Submit tasks, a window of publishes in flight, each confirmed; their ids say `fresh`."""
-    subject = f"task.{tenant}.wordcount"
+    subject = f"task.{tenant}.{task}"
     client = await nats.connect(url)
     jetstream = client.jetstream(publish_async_max_pending=_WINDOW)
     for start in range(0, tasks, _CHUNK):
@@ -48,3 +49,11 @@ async def until(url: str, stream: str, sequence: int) -> None:
     """Wait until a stream has come so far."""
     while await last(url, stream) < sequence:
         await asyncio.sleep(0.05)
+
+
+async def mean_bytes(url: str, stream: str) -> float:
+    """What a stream holds for a message, headers and all."""
+    client = await nats.connect(url)
+    state = (await client.jetstream().stream_info(stream)).state
+    await client.close()
+    return state.bytes / state.messages

@@ -172,7 +172,7 @@ async def run(options: Options) -> list[Section]:
     """Every guard, round by round; who begins alternates."""
     section = Section("safety", "The price of safety", "python -m benchmarks safety")
     section.notes = dict(_NOTES) | {
-        f"signed outcome, {n} in a batch": "sealed with a key whose signatures are zeros; an outcome"
+        f"signed outcome, {n} in a batch": "beside a key whose signatures are zeros; an outcome"
         for n in _BATCHES
     }
     seconds = options.pick(options.seconds, 0.4, 0.05)
@@ -192,4 +192,3 @@ async def run(options: Options) -> list[Section]:
     for provider in providers:
         provider.shutdown()
     return [section]
-

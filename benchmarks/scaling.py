@@ -16,13 +16,20 @@ from typing import Final
 
 import nats
 
-from benchmarks import loading
-from benchmarks.contenders import TENANT, hosted, purge
+from benchmarks import loading, processes
+from benchmarks.contenders import TENANT, cli, hosted, purge
 from benchmarks.note import note
 from benchmarks.options import Options
+from benchmarks.peers.work import WORDS
 from benchmarks.section import Plot, Section
+from executor.sizes import KIB
+from executor.transport.server import PrivateServer
+from tests.support import guests
 
 SANDBOXES: Final = (1, 2, 4)
+IDLE: Final = "idle"
+_WARM: Final = 100
+LARGE: Final = 32 * KIB  # a larger one fills a queue of 1 GiB with few tasks
 STREAM: Final = f"OUTCOMES_{TENANT}"
 
 
@@ -59,6 +66,62 @@ async def serving(
         await asyncio.to_thread(process.wait)
 
 
+def _publish_idle(folder: Path) -> None:
+    """A task that does nothing with its input, so that its size alone counts."""
+    idle = folder / "idle.wasm"
+    idle.write_bytes(guests.described(guests.assemble(f"{guests.RUN} (i32.const 0))"), IDLE))
+    cli(folder, "sign", "idle.wasm", "--key", "keys/author.key", "-o", "idle.wasm")
+    cli(folder, "publish", "idle.wasm")
+
+
+async def _cost(
+    folder: Path, server: PrivateServer, size: int, tasks: int, name: str
+) -> dict[str, float]:
+    """CPU of a task of this size by process, in µs, from its submission to its outcome."""
+    async with serving(folder) as process:
+
+        def now() -> dict[str, float]:
+            own = processes.own_cpu_s(process.pid)
+            return {
+                "server": processes.own_cpu_s(server.pid), "supervisor": own,
+                "sandboxes": processes.cpu_s(processes.tree(process.pid)) - own,
+            }  # fmt: skip
+
+        async def through(count: int, name: str) -> None:
+            stored = await loading.last(server.url, STREAM)
+            await loading.load(server.url, count, name, bytes(size), task=IDLE)
+            await asyncio.wait_for(loading.until(server.url, STREAM, stored + count), 300)
+
+        await through(_WARM, f"{name}-warm")
+        before = now()
+        await through(tasks, name)
+        after = now()
+    await purge(server.url, STREAM)
+    return {role: (after[role] - before[role]) * 1e6 / tasks for role in after}
+
+
+async def _sizes(section: Section, folder: Path, server: PrivateServer, tasks: int, round_: int
+                 ) -> None:  # fmt: skip
+    """What a KiB of input more costs, and what is stored."""
+    small = await _cost(folder, server, KIB, tasks, f"z{round_}-small")
+    large = await _cost(folder, server, LARGE, tasks, f"z{round_}-large")
+    for role in small:
+        more = (large[role] - small[role]) / (LARGE / KIB - 1)
+        section.add("a KiB more", f"CPU {role}", "µs", more, round_=round_)
+
+
+async def _stored(section: Section, folder: Path, server: PrivateServer) -> None:
+    """Bytes that the streams hold for a task and for its outcome."""
+    count = 100
+    await loading.load(server.url, count, "bytes")
+    task = await loading.mean_bytes(server.url, f"TASKS_{TENANT}")
+    section.add("stored", "task beside input", "B", task - len(WORDS))
+    stored = await loading.last(server.url, STREAM)
+    async with serving(folder):
+        await asyncio.wait_for(loading.until(server.url, STREAM, stored + count), 60)
+    section.add("stored", "outcome", "B", await loading.mean_bytes(server.url, STREAM))
+
+
 async def run(options: Options) -> list[Section]:
     """Both curves, interleaved."""
     section = Section("scaling", "Sandboxes and backlog", "python -m benchmarks scaling")
@@ -69,6 +132,8 @@ async def run(options: Options) -> list[Section]:
     tasks = options.count(options.tasks, 20_000, 2_000)
     backlogs = (tasks // 20, tasks // 2, 2 * tasks)
     async with hosted() as (folder, server):
+        _publish_idle(folder)
+        await _stored(section, folder, server)
         for round_ in range(options.count(options.rounds, 3, 1)):
             for count in SANDBOXES:
                 note(f"scaling, round {round_ + 1}: {count} sandboxes")
@@ -82,4 +147,6 @@ async def run(options: Options) -> list[Section]:
                                    name=f"b{round_}-{backlog}")  # fmt: skip
                 section.add(f"executor, backlog {backlog}", "rate by backlog", "tasks/s", rate,
                             round_=round_)  # fmt: skip
+            note(f"scaling, round {round_ + 1}: sizes")
+            await _sizes(section, folder, server, max(tasks // 10, 200), round_)
     return [section]

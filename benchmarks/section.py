@@ -69,7 +69,7 @@ class Section:
     title: str
     command: str = ""
     samples: list[Sample] = field(default_factory=list)
-    notes: dict[str, str] = field(default_factory=dict)  # contender → what it guarantees, or why not
+    notes: dict[str, str] = field(default_factory=dict)  # contender → its guarantee, or why not
     remarks: list[str] = field(default_factory=list)
     goals: list[Goal] = field(default_factory=list)
     plots: list[Plot] = field(default_factory=list)

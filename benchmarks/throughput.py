@@ -53,8 +53,8 @@ async def run(options: Options) -> list[Section]:
     section.goals = list(GOALS)
     section.remarks.append(
         "A window of 256 tasks of 1,000 bytes, then one in flight, every result read and compared. "
-        "No contender syncs each message to the disk. Of peers, `supervisor` is the process that was "
-        "started and `sandboxes` are its children."
+        "No contender syncs each message to the disk. Of peers, `supervisor` is the process that "
+        "was started and `sandboxes` are its children."
     )
     section.plots = [
         Plot("bars", "Tasks per second", (_RATE,), "tasks/s"),

@@ -1,6 +1,6 @@
-"""Extism: its own ABI, the echo that its plug-in kits make, a fresh plug-in a call and a reused one.
+"""Extism: its own ABI, the echo of its plug-in kits, a fresh plug-in a call and a reused one.
 
-    python -m benchmarks.peers.in_extism SECONDS ECHO, a file of Wasm
+python -m benchmarks.peers.in_extism SECONDS ECHO, a file of Wasm
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """wasmtime-py as its documentation shows it: the same guest, the same fuel and limits.
 
-    python -m benchmarks.peers.in_wasmtime SECONDS ECHO CALLS, two files of Wasm
+python -m benchmarks.peers.in_wasmtime SECONDS ECHO CALLS, two files of Wasm
 """
 
 from __future__ import annotations

@@ -55,6 +55,6 @@ async def main(*seconds: str) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "work":  # without the log of each job that its command writes
-        run_worker(Worker)  # type: ignore[arg-type]
+        run_worker(Worker)
     else:
         asyncio.run(main(*sys.argv[2:]))

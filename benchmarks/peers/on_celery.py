@@ -12,7 +12,9 @@ from celery import Celery
 from benchmarks.peers import work
 from benchmarks.peers.drive import drive
 
-app = Celery("on_celery", broker=os.environ.get("BENCH_REDIS"), backend=os.environ.get("BENCH_REDIS"))
+app = Celery(
+    "on_celery", broker=os.environ.get("BENCH_REDIS"), backend=os.environ.get("BENCH_REDIS")
+)
 app.conf.update(
     task_acks_late=True, task_reject_on_worker_lost=True, worker_prefetch_multiplier=64,
     result_expires=600, task_track_started=False, worker_send_task_events=False,

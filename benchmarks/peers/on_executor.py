@@ -1,6 +1,6 @@
 """The executor's submitter: the client library, its window kept full, every outcome verified.
 
-    python -m benchmarks.peers.on_executor drive FLOW_S LATENCY_S [raw], in a folder of `init`
+python -m benchmarks.peers.on_executor drive FLOW_S LATENCY_S [raw], in a folder of `init`
 """
 
 from __future__ import annotations

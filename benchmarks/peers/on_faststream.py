@@ -1,4 +1,4 @@
-"""FastStream on JetStream: pulled in batches, many handlers at once, a durable result before ack."""
+"""FastStream on JetStream: pulled in batches, many handlers at once, a stored result before ack."""
 
 from __future__ import annotations
 

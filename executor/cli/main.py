@@ -17,6 +17,7 @@ import click
 from executor import __version__
 from executor.cli import (
     admin,
+    bench,
     building,
     dead,
     demo,
@@ -108,7 +109,7 @@ _TOPICS: Final = {"exit-codes": _exit_codes, "environment": _environment}
 for _verb in (
     *demo.VERBS, *starting.VERBS, *running.VERBS, *building.VERBS, *modules.VERBS,
     *scanning.VERBS, *operate.VERBS, *schedule.VERBS, *dead.VERBS, *fleet.VERBS, *admin.VERBS,
-    *understanding.VERBS, topic_help,
+    *bench.VERBS, *understanding.VERBS, topic_help,
 ):  # fmt: skip
     cli.add_command(_verb)
 
