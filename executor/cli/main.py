@@ -46,7 +46,7 @@ def cli() -> None:
     """Run WebAssembly tasks you do not have to trust. Start with: executor demo."""
 
 
-# Not listed: `--help` is, and one screen has no room for both.
+# Not listed, as `--help` is not: who reads that page has found one of them, and it is full.
 @click.command("help", cls=Verb, hidden=True)
 @click.argument("words", metavar="[TOPIC | VERB…]", nargs=-1)
 @click.pass_context
