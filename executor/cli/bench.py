@@ -158,10 +158,10 @@ def _facts(run: _Run, alone: list[float], rate: float, sandboxes: int) -> dict[s
 def module(
     module: Path, text: str | None, kind: str, allow: tuple[str, ...], seconds: float
 ) -> None:
-    """Run MODULE many times here, under the limits of executor.toml, without NATS.
+    """Run MODULE many times, here, without NATS.
 
-    Signature, policy, jail, caps and the signing of outcomes are those of `serve`; what the
-    queue adds is not in these numbers.
+    Limits are those of executor.toml; signature, policy, jail, caps and the signing of outcomes
+    are those of `serve`. What the queue adds is not in these numbers.
 
     Example: executor bench module tasks_wasm/wordcount/wordcount.wasm -i "one two"
     """
@@ -171,7 +171,7 @@ def module(
     facts = run_async(_measure(state().config(), order, seconds), f"`{module}`")
     rows = [
         ("attempts", f"{output.number(int(facts['attempts_per_s']))}/s with {_WINDOW} in flight, "
-         f"{output.count(facts['sandboxes'], 'sandbox')}"),
+         f"sandbox.count {facts['sandboxes']}"),
         ("one at a time", f"p50 {facts['p50_ms']:.2f} ms · p99 {facts['p99_ms']:.2f} ms"),
         ("in the sandbox", f"guest {facts['guest_us']:.0f} µs · host calls {facts['host_us']:.0f} "
          "µs"),
@@ -200,21 +200,26 @@ def module(
               help="Seconds of tasks that the queue must hold.")  # fmt: skip
 @click.option("--cores", type=click.IntRange(1, 1024), default=8, show_default=True,
               help="Cores of a machine.")  # fmt: skip
+@click.option("--memory-gib", type=click.IntRange(1, 65_536), default=64, show_default=True,
+              help="Memory of a machine.")  # fmt: skip
 @click.option("--figures", type=click.Path(path_type=Path), help="Measured here, not by us.")
 def plan(
     rate: float | None, machines: int | None, size: int, guest_us: float, replicas: int,
-    days: float, backlog_s: float, cores: int, figures: Path | None,
+    days: float, backlog_s: float, cores: int, memory_gib: int, figures: Path | None,
 ) -> None:  # fmt: skip
-    """Reckon what a rate of tasks needs: executors, NATS, network, disk, memory.
+    """Reckon what a rate of tasks needs, step by step.
 
-    Every step is shown, over figures that the benchmarks measured; cores are planned at 60 %.
+    Executors, NATS, network, disk and memory, over figures that the benchmarks measured; cores
+    and memory are planned at 60 %.
 
     Example: executor bench plan --rate 10000 --size 1024
     """
     if (rate is None) == (machines is None):
         raise click.UsageError("Say --rate or --machines, one of them.")
     seen = _figures(figures or FIGURES)
-    load = capacity.Load(rate or 1.0, size, guest_us, replicas, days, backlog_s, cores)
+    load = capacity.Load(
+        rate or 1.0, size, guest_us, replicas, days, backlog_s, cores, memory_gib
+    )  # fmt: skip
     if machines is not None:
         load = capacity.reach(seen, load, machines)
     steps, advice = capacity.plan(seen, load), capacity.advice(seen, load)

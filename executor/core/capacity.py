@@ -74,6 +74,7 @@ class Load:
     days: float = 7.0
     backlog_s: float = 3_600.0
     cores: int = 8  # of a machine
+    memory_gib: int = 64  # of a machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +124,9 @@ def costs(figures: Figures, load: Load) -> Costs:
 def reach(figures: Figures, load: Load, machines: int) -> Load:
     """The rate that so many machines can do, their cores shared between servers and executors.
 
-    A whole machine is the least of either kind, but one machine may hold both.
+    A stream has no more copies than there are machines.
     """
+    load = replace(load, replicas=min(load.replicas, machines))
     cost = costs(figures, load)
     whole = machines * load.cores * USED * _US
     return replace(load, rate=whole / (cost.server + cost.executor))
@@ -144,7 +146,7 @@ def plan(figures: Figures, load: Load) -> list[Step]:
     sheet.add("streams of each kind, a cell", f"⌈{_n(streams)} / {_n(cells)}⌉",
               math.ceil(streams / cells))  # fmt: skip
     _traffic(sheet, figures, load)
-    _memory(sheet, figures, load)
+    _memory(sheet, figures, load, cells)
     return sheet.steps
 
 
@@ -211,13 +213,18 @@ def _traffic(sheet: _Sheet, figures: Figures, load: Load) -> None:
     )  # fmt: skip
 
 
-def _memory(sheet: _Sheet, figures: Figures, load: Load) -> None:
+def _memory(sheet: _Sheet, figures: Figures, load: Load, cells: int) -> None:
     kept = load.rate * load.days * _DAY_S
     recent = load.rate * DUPLICATES_S
     sheet.add(
         "memory of the servers, a copy",
         f"{_n(kept)} outcomes × {RECORD_BYTES} + {_n(recent)} ids × {DUPLICATE_BYTES}",
         (kept * RECORD_BYTES + recent * DUPLICATE_BYTES) / MIB, "MiB",
+    )  # fmt: skip
+    sheet.add(
+        "how long servers can keep outcomes",
+        f"{load.memory_gib} GiB × {USED} / {RECORD_BYTES} / ({_n(load.rate)}/s / {cells})",
+        _keep_s(load, cells) / _DAY_S, "days",
     )  # fmt: skip
     executors, sandboxes = (_find(sheet, name) for name in ("executors", "sandboxes"))
     sheet.add(
@@ -226,6 +233,10 @@ def _memory(sheet: _Sheet, figures: Figures, load: Load) -> None:
         f"{_n(figures.sandbox_mib)}",
         executors * figures.supervisor_mib + sandboxes * figures.sandbox_mib, "MiB",
     )  # fmt: skip
+
+
+def _keep_s(load: Load, cells: int) -> float:
+    return load.memory_gib * KIB * MIB * USED / RECORD_BYTES / (load.rate / cells)
 
 
 def _find(sheet: _Sheet, name: str) -> float:
@@ -247,11 +258,11 @@ def advice(figures: Figures, load: Load) -> list[str]:
             "one cluster ends here: use several, each with executors and a JetStream domain of its "
             "own, joined by leaf nodes; a task stays in the cell that took it"
         )
-    kept = load.rate * load.days * _DAY_S * RECORD_BYTES / MIB / cells
-    if kept > 16 * KIB:
+    longest = _keep_s(load, cells)
+    if load.days * _DAY_S > longest:
         found.append(
-            f"outcomes of {_n(load.days)} days fill {_n(kept)} MiB of each server's memory: keep "
-            "them for less (delivery.outcomes_days)"
+            "the servers' memory ends first: each outcome kept is a subject in it, so keep them "
+            f"for {_n(longest / 3_600)} hours (delivery.outcomes_max_mib), or have more servers"
         )
     return found or ["one cluster and one pair of streams are enough"]
 

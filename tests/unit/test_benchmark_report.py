@@ -56,7 +56,7 @@ def test_markdown_has_everything() -> None:
     """Machine, verdicts, a row for each contender, ratios, and why one is missing."""
     text = report.markdown({"cores": "2"}, [section()])
     assert "| cores | 2 |" in text
-    assert "| fast | 20.0 (10.0-30.0) | 5.05 / 10.0 / 10.0 | 4.00 | at least \\| once |" in text
+    assert "| fast | 20.0 (10.0-30.0) | 5.10 / 10.0 / 10.0 | 4.00 | at least \\| once |" in text
     assert "| absent |  |  |  | not measured: <no network> |" in text
 
 

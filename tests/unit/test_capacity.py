@@ -19,7 +19,7 @@ SEEN: Final = Figures(
     sandbox_us=40, server_kib_us=1, supervisor_kib_us=2, sandbox_kib_us=3, task_bytes=200,
     outcome_bytes=800, stream_per_s=20_000, supervisor_mib=50, sandbox_mib=10,
 )  # fmt: skip
-LOAD: Final = Load(10_000, 1_000, replicas=1, days=1, backlog_s=10, cores=2)
+LOAD: Final = Load(10_000, 1_000, replicas=1, days=1, backlog_s=10, cores=2, memory_gib=64)
 
 
 def steps(load: Load = LOAD, seen: Figures = SEEN) -> dict[str, float]:
@@ -74,19 +74,24 @@ def test_what_machines_can_do_needs_as_many(machines: int, size: int, guest: flo
 def test_a_higher_rate_never_needs_less(rate: float, more: float) -> None:
     """Every step that depends on the rate grows with it."""
     low, high = steps(replace(LOAD, rate=rate)), steps(replace(LOAD, rate=rate * more))
-    averages = {"streams of each kind, a cell", "sandboxes an executor"}
+    averages = {"streams of each kind, a cell", "sandboxes an executor",
+                "how long servers can keep outcomes"}  # fmt: skip
     assert all(high[name] >= low[name] for name in low.keys() - averages)
 
 
 def test_advice_names_the_limit_that_is_met() -> None:
     """One stream, one cluster, the memory of outcomes, or none of them."""
-    assert advice(SEEN, LOAD) == ["one cluster and one pair of streams are enough"]
+    assert advice(SEEN, replace(LOAD, days=0.1)) == [
+        "one cluster and one pair of streams are enough"
+    ]
     [stream] = advice(SEEN, replace(LOAD, rate=15_000, days=0))
     assert "one stream ends at 12 000/s" in stream
     far = advice(SEEN, replace(LOAD, rate=1e6, days=100))
     assert len(far) == 3
+    days = steps(replace(LOAD, rate=1e6))["how long servers can keep outcomes"]
+    assert days == pytest.approx(64 * 2**30 * 0.6 / 250 / (1e6 / 25) / 86_400)
     assert "leaf nodes" in far[1]
-    assert "delivery.outcomes_days" in far[2]
+    assert "delivery.outcomes_max_mib" in far[2]
 
 
 @pytest.mark.parametrize(
