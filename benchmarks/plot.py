@@ -13,11 +13,13 @@ from typing import Final
 Point = tuple[float, float]
 
 WIDTH: Final = 760
-_LEFT: Final = 190  # names of bars
+_LEFT: Final = 260  # names of bars
 _RIGHT: Final = 110  # their values
 _BAR: Final = 22
-_HEIGHT: Final = 300  # of plots with two axes
+_HEIGHT: Final = 230  # of plots with two axes
 _MARGIN: Final = 56
+_IN_A_ROW: Final = 4  # names of a legend
+_ROW: Final = 16
 _COLOURS: Final = 8  # --c0 … --c7 of the page
 
 
@@ -67,9 +69,9 @@ def stack(title: str, rows: Mapping[str, Mapping[str, float]], unit: str) -> str
     parts = list(dict.fromkeys(part for row in rows.values() for part in row))
     most = max((sum(row.values()) for row in rows.values()), default=0) or 1.0
     scale = (WIDTH - _LEFT - _RIGHT) / most
-    body = _legend(parts)
+    body, top = _legend(parts)
     for index, (name, row) in enumerate(rows.items()):
-        x, y = float(_LEFT), (index + 1) * _BAR + 4
+        x, y = float(_LEFT), top + index * _BAR + 4
         body.append(_text(_LEFT - 8, y + 13, name, "end"))
         for part, value in row.items():
             body.append(
@@ -79,16 +81,20 @@ def stack(title: str, rows: Mapping[str, Mapping[str, float]], unit: str) -> str
             )
             x += value * scale
         body.append(_text(x + 6, y + 13, f"{number(sum(row.values()))} {unit}"))
-    return _frame((len(rows) + 1) * _BAR + 8, title, body)
+    return _frame(top + len(rows) * _BAR + 8, title, body)
 
 
-def _legend(names: Sequence[str]) -> list[str]:
-    wide = (WIDTH - 20) / max(len(names), 1)
-    return [
-        f'<rect x="{10 + i * wide:.1f}" y="6" width="10" height="10" fill="{_colour(i)}"/>'
-        + _text(24 + i * wide, 15, name)
-        for i, name in enumerate(names)
-    ]
+def _legend(names: Sequence[str]) -> tuple[list[str], int]:
+    """Names with their colours, four in a row, and the height that they take."""
+    wide = (WIDTH - 20) / _IN_A_ROW
+    drawn = []
+    for index, name in enumerate(names):
+        x, y = 10 + index % _IN_A_ROW * wide, 6 + index // _IN_A_ROW * _ROW
+        drawn.append(
+            f'<rect x="{x:.1f}" y="{y}" width="10" height="10" fill="{_colour(index)}"/>'
+            + _text(x + 14, y + 9, name)
+        )
+    return drawn, 6 + -(-len(names) // _IN_A_ROW) * _ROW
 
 
 def lines(title: str, series: Mapping[str, Sequence[Point]], labels: tuple[str, str], *,
@@ -97,25 +103,31 @@ def lines(title: str, series: Mapping[str, Sequence[Point]], labels: tuple[str, 
     points = [point for line in series.values() for point in line]
     if not points:
         return ""
+    body, top = _legend(list(series))
+    top += _ROW  # the label of y
+    bottom = top + _HEIGHT
     x_axis = _Axis([x for x, _ in points], _MARGIN, WIDTH - 20, log=log_x)
-    y_axis = _Axis([y for _, y in points], _HEIGHT - 40, 30, log=log_y)
-    body = _legend(list(series))
+    y_axis = _Axis([y for _, y in points], bottom, top, log=log_y)
     for tick in x_axis.ticks():
         x = x_axis.at(tick)
-        body += [f'<path d="M{x:.1f} 30V{_HEIGHT - 40}" class="grid"/>',
-                 _text(x, _HEIGHT - 24, number(tick), "middle")]  # fmt: skip
+        body += [f'<path d="M{x:.1f} {top}V{bottom}" class="grid"/>',
+                 _text(x, bottom + 16, _tick(tick), "middle")]  # fmt: skip
     for tick in y_axis.ticks():
         y = y_axis.at(tick)
         body += [f'<path d="M{_MARGIN} {y:.1f}H{WIDTH - 20}" class="grid"/>',
-                 _text(_MARGIN - 6, y + 4, number(tick), "end")]  # fmt: skip
+                 _text(_MARGIN - 6, y + 4, _tick(tick), "end")]  # fmt: skip
     for index, line in enumerate(series.values()):
         path = " ".join(f"{x_axis.at(x):.1f},{y_axis.at(y):.1f}" for x, y in line)
         body.append(f'<polyline points="{path}" fill="none" stroke="{_colour(index)}" '
                     'stroke-width="2"/>')  # fmt: skip
         body += [f'<circle cx="{x_axis.at(x):.1f}" cy="{y_axis.at(y):.1f}" r="3" '
                  f'fill="{_colour(index)}"/>' for x, y in line if len(line) <= _FEW]  # fmt: skip
-    body += [_text(WIDTH - 20, _HEIGHT - 6, labels[0], "end"), _text(4, 28, labels[1])]
-    return _frame(_HEIGHT, title, body)
+    body += [_text(WIDTH - 20, bottom + 34, labels[0], "end"), _text(4, top - 4, labels[1])]
+    return _frame(bottom + 40, title, body)
+
+
+def _tick(value: float) -> str:
+    return f"{value:,.0f}" if value == int(value) else f"{value:.3g}"
 
 
 _FEW: Final = 20  # so many points are shown as such
