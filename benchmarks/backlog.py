@@ -10,32 +10,25 @@ task and memory, of supervisor and server, are read from /proc while records app
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
-import os
-import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import msgpack
 import nats
 
-from benchmarks.throughput import TENANT, hosted, last
+from benchmarks.contenders import TENANT, hosted
+from benchmarks.loading import last, load
+from benchmarks.note import note
+from benchmarks.options import Options
+from benchmarks.processes import own_cpu_s, resident_mib
+from benchmarks.scaling import STREAM, serving
+from benchmarks.section import Goal, Section
 from executor.transport.server import PrivateServer
 
 SLICE: Final = 10_000  # tasks that are measured, a round and contender
 WARM: Final = 1_000  # tasks before them
-_WINDOW: Final = 256
-_CHUNK: Final = 20_000
 _INPUT: Final = b"a few words to count, and then a few more"
-_SUBJECT: Final = f"task.{TENANT}.wordcount"
-_STREAM: Final = f"OUTCOMES_{TENANT}"
-_KIB: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,68 +45,29 @@ class Slice:
     ready_s: float  # from the start of the process to its first record
 
 
-async def fill(url: str, tasks: int, name: str) -> None:
-    """Queue so many small tasks, each with an id that is new and says so."""
-    client = await nats.connect(url)
-    jetstream = client.jetstream(publish_async_max_pending=_WINDOW)
-    for start in range(0, tasks, _CHUNK):
-        futures = []
-        for number in range(start, min(start + _CHUNK, tasks)):
-            body = msgpack.packb({
-                "v": 1, "typ": "task", "aud": f"dev/{_SUBJECT}", "id": f"{name}-{number}",
-                "input": _INPUT, "fresh": True,
-            })  # fmt: skip
-            futures.append(await jetstream.publish_async(_SUBJECT, body))
-        await asyncio.gather(*futures)
-    await client.close()
-
-
-def cpu_s(pid: int) -> float:
-    """User and system time of a process, its children aside."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def resident_mib(pid: int) -> float:
-    """The memory of a process."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / (_KIB * _KIB)
-
-
-@contextlib.contextmanager
-def _serving(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "executor.cli.main", "serve", "-q"], cwd=folder
-    )
-    try:
-        yield process
-    finally:
-        process.terminate()
-        process.wait()
-
-
 async def consume(folder: Path, server: PrivateServer) -> Slice:
     """Let `serve` take a slice from what is queued, and stop it."""
-    before = await last(server.url, _STREAM)
+    before = await last(server.url, STREAM)
     began = time.monotonic()
-    with _serving(folder) as process:
+    async with serving(folder) as process:
 
         async def reach(records: int) -> int:
             async with asyncio.timeout(300):
-                while (stored := await last(server.url, _STREAM)) < before + records:
+                while (stored := await last(server.url, STREAM)) < before + records:
                     await asyncio.sleep(0.02)
             return stored
 
         await reach(1)
         ready = time.monotonic() - began
         first = await reach(WARM)
-        at, own, theirs = time.monotonic(), cpu_s(process.pid), cpu_s(server.pid)
+        at, own, theirs = time.monotonic(), own_cpu_s(process.pid), own_cpu_s(server.pid)
         memory = resident_mib(process.pid)
         end = await reach(WARM + SLICE)
         tasks = end - first
         return Slice(
             tasks, time.monotonic() - at,
-            (cpu_s(process.pid) - own) * 1e6 / tasks, (cpu_s(server.pid) - theirs) * 1e6 / tasks,
+            (own_cpu_s(process.pid) - own) * 1e6 / tasks,
+            (own_cpu_s(server.pid) - theirs) * 1e6 / tasks,
             resident_mib(process.pid), resident_mib(process.pid) - memory,
             resident_mib(server.pid), ready,
         )  # fmt: skip
@@ -126,37 +80,37 @@ async def _queued(url: str) -> int:
     return int(info.state.messages)
 
 
-async def main(tasks: int, rounds: int, *, as_json: bool) -> None:
-    """Fill one queue, then let both contenders take turns, and print the table."""
-    if tasks < (rounds + 1) * (WARM + SLICE) * 2:
-        raise SystemExit(f"a backlog for {rounds} rounds needs more than {tasks} tasks")
-    results: dict[str, list[Slice]] = {"few queued": [], "backlog": []}
+async def run(options: Options) -> list[Section]:
+    """Fill one queue, then let both contenders take turns."""
+    rounds = options.count(options.rounds, 3, 1)
+    least = (rounds + 1) * (WARM + SLICE) * 2
+    tasks = options.count(options.tasks, 200_000, least)
+    if tasks < least:
+        raise SystemExit(f"a backlog for {rounds} rounds needs at least {least} tasks")
+    section = Section("backlog", "A long queue beside a short one", "python -m benchmarks backlog")
+    section.base = "few queued"
     async with hosted() as (lean, few), hosted() as (full, many):
-        started = time.monotonic()
-        await fill(many.url, tasks, "backlog")
-        filled = time.monotonic() - started
+        note(f"backlog: queueing {tasks}")
+        await load(many.url, tasks, "backlog", _INPUT)
         for round_ in range(rounds):
+            note(f"backlog, round {round_ + 1}")
             # Its tasks last for the slice and what a serving process holds beyond it.
-            await fill(few.url, 2 * (WARM + SLICE), f"r{round_}")
-            results["few queued"].append(await consume(lean, few))
-            results["backlog"].append(await consume(full, many))
-        left = await _queued(many.url)
-    report = {name: [_facts(each) for each in slices] for name, slices in results.items()}
-    if as_json:
-        print(json.dumps({"tasks": tasks, "left": left, "filled_s": filled, **report}))
-        return
-    print(f"{tasks} queued in {filled:.0f} s, {left} left; {rounds} rounds of {SLICE}, medians")
-    print(f"{'':<26} {'few queued':>12} {'backlog':>12} {'ratio':>7}")
-    for name in report["backlog"][0]:
-        one, other = (statistics.median(f[name] for f in report[key]) for key in results)
-        ratio = f"{other / one:>7.2f}" if one > 0 else ""
-        print(f"{name:<26} {one:>12.2f} {other:>12.2f} {ratio}")
+            await load(few.url, 2 * (WARM + SLICE), f"r{round_}", _INPUT)
+            for name, folder, server in (("few queued", lean, few), ("backlog", full, many)):
+                for metric, (unit, value) in _facts(await consume(folder, server)).items():
+                    section.add(name, metric, unit, value, round_=round_)
+        section.remarks.append(f"{tasks} queued, {await _queued(many.url)} left.")
+    section.goals = [
+        Goal(f"T13 {metric}, over few queued", "backlog", metric, "≤", 1.1, over="few queued")
+        for metric in ("supervisor CPU", "server CPU")
+    ]
+    return [section]
 
 
-def _facts(each: Slice) -> dict[str, float]:
+def _facts(each: Slice) -> dict[str, tuple[str, float]]:
     return {
-        "tasks/s": each.tasks / each.seconds, "supervisor CPU us/task": each.supervisor_us,
-        "server CPU us/task": each.server_us, "supervisor MiB": each.supervisor_mib,
-        "supervisor growth MiB": each.supervisor_growth_mib, "server MiB": each.server_mib,
-        "first record after s": each.ready_s,
+        "supervisor CPU": ("µs", each.supervisor_us), "server CPU": ("µs", each.server_us),
+        "rate": ("tasks/s", each.tasks / each.seconds), "supervisor": ("MiB", each.supervisor_mib),
+        "supervisor growth": ("MiB", each.supervisor_growth_mib),
+        "server": ("MiB", each.server_mib), "first record": ("s", each.ready_s),
     }  # fmt: skip

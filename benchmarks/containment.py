@@ -13,7 +13,6 @@ its time, and a sandbox without one. It is this file started as a program, with 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import socket
 import statistics
@@ -28,6 +27,9 @@ from pathlib import Path
 from typing import Final, NoReturn, Self
 from unittest import mock
 
+from benchmarks.note import note
+from benchmarks.options import Options
+from benchmarks.section import Goal, Section
 from executor.core import signature
 from executor.core.frames import (
     Compile,
@@ -93,17 +95,6 @@ class Figures:
         if target is not None:
             self.targets[name] = target
         self.samples.setdefault(name, []).append(value)
-
-    def rows(self) -> Iterator[tuple[str, dict[str, float | int | str]]]:
-        """Name → median, min and max of all samples."""
-        for name, samples in self.samples.items():
-            row: dict[str, float | int | str] = {
-                "unit": self.units[name], "median": statistics.median(samples),
-                "min": min(samples), "max": max(samples), "samples": len(samples),
-            }  # fmt: skip
-            if (target := self.targets.get(name)) is not None:
-                row["about" if target.about else "at most"] = target.value
-            yield name, row
 
 
 # The fork server of the benchmark, which is this file run as a program.
@@ -348,6 +339,29 @@ def _block(process: _Process, batch: int, ahead: int) -> float:
     return took * 1e6 / ATTEMPTS
 
 
+def echo_us() -> list[float]:
+    """Microseconds of an attempt in a locked sandbox as in service, 64 in flight; a few blocks."""
+    nest = _Nest(Nursery())
+    try:
+        nest.compile()
+        with nest.sandbox() as (process, _ready, _took):
+            return [_block(process, *_SENDING["in a window of 64"]) for _ in range(_PAIRS)][1:]
+    finally:
+        nest.close()
+
+
+def jail_us() -> list[tuple[float, float]]:
+    """Microseconds of an attempt with and without a lock-down, 64 in flight; pairs of blocks."""
+    own = _Nest(_OwnNursery())
+    try:
+        own.compile()
+        with own.sandbox() as (locked, _, _), own.sandbox("unlocked") as (unlocked, _, _):
+            how = _SENDING["in a window of 64"]
+            return [(_block(locked, *how), _block(unlocked, *how)) for _ in range(_PAIRS)][1:]
+    finally:
+        own.close()
+
+
 def per_task(figures: Figures, own: _Nest) -> None:
     """The same attempts with and without a lock-down; the blocks take turns, and so do who begins.
 
@@ -529,7 +543,8 @@ async def measure(
         with nests["pooled"].sandbox() as (_process, ready, _took):
             have = {*ready.layers, *nests["pooled"].nursery.warm.layers}
             conditions["layers missing"] = ", ".join(n for n in LAYERS if n not in have) or "none"
-        for _ in range(rounds):
+        for round_ in range(rounds):
+            note(f"containment, round {round_ + 1}")
             cold_start(figures)
             respawn(figures, nests)
             lock_down(figures, own)
@@ -547,20 +562,20 @@ async def measure(
     return figures, conditions
 
 
-async def main(rounds: int, *, as_json: bool, large: bool) -> None:
-    """Run it and print the table."""
-    figures, conditions = await measure(rounds, large=large)
-    if as_json:
-        print(json.dumps({"conditions": conditions, "figures": dict(figures.rows())}))
-        return
-    print(", ".join(f"{name} {value}" for name, value in conditions.items()))
-    print(f"{'':<42} {'n':>4} {'median':>9} {'min':>9} {'max':>9}  {'':<2} target")
-    for name, row in figures.rows():
-        sign = "≤" if "at most" in row else "about"
-        target = row.get("at most", row.get("about"))
-        wanted = "" if target is None else f"{sign} {target:g}"
-        print(f"{name:<42} {row['samples']:>4} {row['median']:>9.3f} {row['min']:>9.3f} "
-              f"{row['max']:>9.3f}  {row['unit']:<2} {wanted}".rstrip())  # fmt: skip
+async def run(options: Options) -> list[Section]:
+    """All figures, each in the column of its unit."""
+    rounds = options.count(options.rounds, 3, 1)
+    figures, conditions = await measure(rounds, large=not options.quick)
+    section = Section("containment", "Containment", "python -m benchmarks containment")
+    section.remarks += [f"{name}: {value}" for name, value in conditions.items()]
+    for name, samples in figures.samples.items():
+        for place, value in enumerate(samples):
+            section.add(name, figures.units[name], "", value, round_=place)
+        target = figures.targets.get(name)
+        if target is not None and not target.about:
+            unit = figures.units[name]
+            section.goals.append(Goal(f"{name}, {unit}", name, unit, "≤", target.value))
+    return [section]
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,7 +18,11 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.throughput import WORDS, cli
+from benchmarks.contenders import cli
+from benchmarks.note import note
+from benchmarks.options import Options
+from benchmarks.peers.work import WORDS
+from benchmarks.section import Goal, Plot, Section, percentile
 from executor.client import Client
 from executor.core.breaker import BreakerRules
 from executor.supervisor.breakers import Breakers
@@ -43,7 +45,7 @@ class Samples:
 
 def p99(values: list[float]) -> float:
     """The 99th percentile."""
-    return sorted(values)[min(int(len(values) * 0.99), len(values) - 1)]
+    return percentile(values, 0.99)
 
 
 @contextlib.asynccontextmanager
@@ -150,23 +152,26 @@ def short_circuit_us(calls: int = 100_000) -> float:
     return (time.perf_counter() - began) / calls * 1e6
 
 
-async def main(tasks: int, rounds: int, *, as_json: bool) -> None:
-    """Run both floods and print the table."""
-    found: dict[str, Samples] = {}
+async def run(options: Options) -> list[Section]:
+    """Both floods, and the breaker."""
+    section = Section("fairness", "A neighbour that floods", "python -m benchmarks fairness")
+    tasks, rounds = options.count(options.tasks, 300, 40), options.count(options.rounds, 3, 1)
+    section.remarks.append(f"{tasks} tasks a round, 3 sandboxes with 1 in reserve.")
     async with _stage() as (quiet, flooder):
         for task in ("wordcount", "spin"):
-            found[task] = await _measure(quiet, flooder, task, tasks, rounds)
-    circuit = short_circuit_us()
-    if as_json:
-        print(json.dumps({"short_circuit_us": circuit,
-                          **{task: vars(s) for task, s in found.items()}}))  # fmt: skip
-        return
-    print(f"{tasks} tasks a round, {rounds} rounds, 3 sandboxes with 1 in reserve; milliseconds")
-    header = ("flood of", "alone p50", "p99", "flooded p50", "p99", "attempt", "2 x p99 + attempt")
-    print("  ".join(f"{name:>12}" for name in header))
-    for task, s in found.items():
-        attempt = p99(s.flood)
-        row = (statistics.median(s.alone), p99(s.alone), statistics.median(s.flooded),
-               p99(s.flooded), attempt, 2 * p99(s.alone) + attempt)  # fmt: skip
-        print("  ".join([f"{task:>12}", *(f"{value:>12.2f}" for value in row)]))
-    print(f"an open breaker answers in {circuit:.2f} µs")
+            note(f"fairness: flood of {task}")
+            found = await _measure(quiet, flooder, task, tasks, rounds)
+            name = f"flood of {task}"
+            section.add(name, "alone", "ms", found.alone)
+            section.add(name, "flooded", "ms", found.flooded)
+            bound = 2 * p99(found.alone) + p99(found.flood)
+            section.add(name, "one attempt, p99", "ms", p99(found.flood))
+            section.add(name, "2 × p99 alone + one attempt", "ms", bound)
+            section.goals.append(
+                Goal(f"{name}: p99 ≤ 2 × alone + one attempt, ms", name, "flooded", "≤", bound,
+                     stat="p99")
+            )  # fmt: skip
+    section.add("open breaker", "answer", "µs", short_circuit_us())
+    section.goals.append(Goal("an open breaker answers, µs", "open breaker", "answer", "≤", 1000))
+    section.plots = [Plot("distribution", "Latency beside a flood", ("flooded",), "ms")]
+    return [section]

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import random
 import signal
-import subprocess
-import sys
 from collections import Counter
 
 import nats
 
-from benchmarks.throughput import TENANT, last, load, stage
+from benchmarks.contenders import hosted
+from benchmarks.loading import load, until
+from benchmarks.options import Options
+from benchmarks.scaling import STREAM, serving
+from benchmarks.section import Goal, Section
 from tests.support.aftermath import sandboxes
 
 PERIOD_S = 0.2
@@ -37,36 +38,33 @@ async def _kill(pid: int, seed: int) -> int:
     return killed
 
 
-async def main(tasks: int, seed: int, *, as_json: bool) -> None:
-    """Run it and print how the records came out."""
-    async with stage() as (folder, url):
-        server = subprocess.Popen(
-            [sys.executable, "-m", "executor.cli.main", "serve", "-q"], cwd=folder
-        )
-        killer = asyncio.create_task(_kill(server.pid, seed))
-        try:
+async def run(options: Options) -> list[Section]:
+    """Kill while tasks flow, and count how their records came out."""
+    section = Section("kills", "Sandboxes killed", "python -m benchmarks kills")
+    tasks = options.count(options.tasks, 20_000, 4_000) // 10 * 10
+    async with hosted() as (folder, server):
+        async with serving(folder) as process:
+            killer = asyncio.create_task(_kill(process.pid, options.seed))
             # In parts, so that the flow lasts longer than a few kills.
             for part in range(10):
-                await load(url, "executor", tasks // 10, part)
-            stream = f"OUTCOMES_{TENANT}"
+                await load(server.url, tasks // 10, f"k{part}")
             async with asyncio.timeout(600):
-                while await last(url, stream) < tasks // 10 * 10:
-                    await asyncio.sleep(0.1)
+                await until(server.url, STREAM, tasks)
             killer.cancel()
             killed = await killer
-        finally:
-            server.terminate()
-            await asyncio.to_thread(server.wait)
-        client = await nats.connect(url)
-        info = await client.jetstream().stream_info(stream, subjects_filter=">")
+        client = await nats.connect(server.url)
+        info = await client.jetstream().stream_info(STREAM, subjects_filter=">")
         await client.close()
     subjects = info.state.subjects or {}
     ids = Counter(subject.rsplit(".", 1)[1] for subject in subjects)
-    report = {
-        "tasks": tasks // 10 * 10, "killed": killed, "records": info.state.messages,
-        "ids": len(ids), "twice": sum(n > 1 for n in ids.values()) + sum(
-            n > 1 for n in subjects.values()),
-        "results": sum(s.startswith("result.") for s in subjects),
-        "dead": sum(s.startswith("dead.") for s in subjects), "seed": seed,
-    }  # fmt: skip
-    print(json.dumps(report) if as_json else "  ".join(f"{k} {v}" for k, v in report.items()))
+    twice = sum(n > 1 for n in ids.values()) + sum(n > 1 for n in subjects.values())
+    dead = sum(subject.startswith("dead.") for subject in subjects)
+    counts = {"tasks": tasks, "kills": killed, "lost": tasks - len(ids), "twice": twice,
+              "dead letters": dead}  # fmt: skip
+    for name, value in counts.items():
+        section.add(f"kill -9 each {PERIOD_S} s", name, "", value)
+    section.goals = [
+        Goal("no task is lost", f"kill -9 each {PERIOD_S} s", "lost", "≤", 0),
+        Goal("no task has two records", f"kill -9 each {PERIOD_S} s", "twice", "≤", 0),
+    ]
+    return [section]

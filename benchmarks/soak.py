@@ -24,6 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.options import Options
+from benchmarks.section import Goal, Section
 from executor.client import Client
 from executor.core import subjects
 from executor.core.seal import NotAuthenticError
@@ -273,7 +275,19 @@ def soak(tasks: int, minutes: float, seed: int) -> dict[str, Any]:
     return made.report
 
 
-def main(tasks: int, minutes: float, seed: int, *, as_json: bool) -> None:
-    """Run it and print the report."""
-    report = soak(tasks, minutes, seed)
-    print(json.dumps(report) if as_json else "\n".join(f"{k:<22} {v}" for k, v in report.items()))
+async def play(options: Options) -> list[Section]:
+    """Run it in a loop of its own; a section of what came out."""
+    tasks = options.count(options.tasks, 100_000, 3_000)
+    minutes = options.pick(options.minutes, 10.0, 0.5)
+    report = await asyncio.to_thread(soak, tasks, minutes, options.seed)
+    section = Section("soak", "Everything dies, for minutes", "python -m benchmarks soak")
+    for name, value in report.items():
+        if isinstance(value, (int, float)):
+            section.add("soak", name, "", value)
+        else:
+            section.remarks.append(f"{name}: {json.dumps(value)}")
+    section.goals = [
+        Goal("no task is lost, whatever dies", "soak", "lost", "≤", 0),
+        Goal("no task has two records, whatever dies", "soak", "twice", "≤", 0),
+    ]
+    return [section]

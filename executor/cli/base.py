@@ -95,6 +95,13 @@ class Family(click.Group):
         super().__init__(*args, **kwargs)
         self.params += _options()
 
+    def get_help_option(self, context: click.Context) -> click.Option | None:
+        """Asked for by whoever reads this page: its line is better spent on a verb."""
+        option = super().get_help_option(context)
+        if option is not None:
+            option.hidden = True
+        return option
+
     def list_commands(self, _context: click.Context) -> list[str]:
         """In the order of the documentation, not of the alphabet."""
         return list(self.commands)

@@ -33,6 +33,7 @@ from executor.model import (
     TaskId,
     TaskRequest,
 )
+from executor.supervisor.pipeline import Pipeline
 from executor.supervisor.service import Ports, assemble, new_zygote
 from executor.supervisor.zygote import Zygote, hide_memory
 from executor.telemetry import AttemptFacts, Telemetry
@@ -70,6 +71,11 @@ class _Listener(Telemetry):
     """Keeps what a record leaves out: all log lines, and the guest's word on another attempt."""
 
     finished: Finished | None = None
+
+    @property
+    def listens(self) -> bool:
+        """Always: the log lines of a run come from here."""
+        return True
 
     def attempt(self, request: TaskRequest, finished: Finished, facts: AttemptFacts) -> None:
         """One attempt ended; its caller shows the lines, so nothing is logged here."""
@@ -150,29 +156,32 @@ class _Modules:
         del digest, max_bytes  # the policy of one run asks for none
 
 
-class _Bucket(dict[str, bytes]):
+class Bucket(dict[str, bytes]):
     """A tenant's bucket in memory; `dict.get` is the guest's get but for the await."""
 
     def kv(self, tenant: str) -> _Kv:
+        """The one bucket, whoever asks."""
         del tenant
         return _Kv(self)
 
 
 @dataclass(frozen=True, slots=True)
 class _Kv:
-    bucket: _Bucket
+    bucket: Bucket
 
     async def get(self, key: str) -> bytes | None:
         return self.bucket.get(key)
 
     async def put(self, key: str, value: bytes) -> None:
+        """Tell nobody of a breaker."""
         self.bucket[key] = value
 
     async def delete(self, key: str) -> None:
+        """Tell nobody."""
         self.bucket.pop(key, None)
 
 
-class _Wire:
+class Wire:
     """Outbox, records and intake of one delivery: what is published is the answer."""
 
     def __init__(self) -> None:
@@ -182,40 +191,50 @@ class _Wire:
     def publish(
         self, outgoing: Outgoing, on_answer: Callable[[Answer], None], deadline_s: float
     ) -> None:
+        """Keep the first; it is stored at once."""
         del deadline_s
         if not self.published.done():
             self.published.set_result(outgoing)
         on_answer(Stored(1))
 
     def ack(self, lease: str) -> None:
+        """Nobody waits for it."""
         del lease
 
     def nak(self, lease: str, delay_ms: int = 0) -> None:
+        """Nobody delivers it again."""
         del lease, delay_ms
 
     def progress(self, lease: str) -> None:
+        """No lease runs out."""
         del lease
 
     async def read(self, tenant: str, task: str, task_id: str) -> Sequence[StoredMessage]:
+        """Nothing is stored."""
         del tenant, task, task_id
         return []
 
     waiting = read
 
     def completed(self, tenant: str) -> None:
+        """The delivery is over."""
         del tenant
         self.settled.set()
 
     def put(self, key: str, value: bytes) -> None:
-        del key, value  # nobody else is there to hear of a breaker
+        """Nobody else is there to hear of a breaker."""
+        del key, value
 
     def delete(self, key: str) -> None:
+        """Nobody is."""
         del key
 
     async def get(self, key: str) -> None:
+        """Nothing is kept."""
         del key
 
     async def recurring(self, tenant: str, task: str, schedule_id: str) -> None:
+        """There is no schedule."""
         del tenant, task, schedule_id
 
 
@@ -240,8 +259,36 @@ async def run(config: Config, order: Order, telemetry: Telemetry) -> Ran:
         await zygote.close()
 
 
-async def _run(config: Config, order: Order, telemetry: Telemetry, zygote: Zygote) -> Ran:
-    listener = _Listener(telemetry.log)
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """A pipeline round one module, and what its deliveries need."""
+
+    pipeline: Pipeline
+    opener: Opener
+    release: Release
+    environment: str
+
+    def deliver(self, order: Order, task_id: str, sequence: int = 1) -> None:
+        """Hand over one task."""
+        task = self.release.task
+        request = TaskRequest(
+            TENANT, task, TaskId(task_id), order.input, order.content_type, fresh=True,
+            attempts_max=1,
+        )  # fmt: skip
+        self.pipeline.receive(Delivery(
+            data=envelope.encode_task(request, self.environment),
+            subject=subjects.task(TENANT, task), tenant=TENANT, headers={}, sequence=sequence,
+            delivered=1, stored_at=self.pipeline.now_ms(), lease="",
+        ))  # fmt: skip
+
+
+def put_together(
+    config: Config, order: Order, telemetry: Telemetry, zygote: Zygote, wire: Wire, bucket: Bucket
+) -> Assembled:
+    """The pipeline of `serve` between ports in memory; nothing is started.
+
+    Errors  `policy.limit-too-high`, and what is wrong with the module or with `--allow`.
+    """
     key = SecretKey.generate()
     module, described = _own_signature(order.module, key)
     grant = parse_allow(order.allow, with_kv=order.kv is not None)
@@ -260,28 +307,28 @@ async def _run(config: Config, order: Order, telemetry: Telemetry, zygote: Zygot
     environment = config.text("host.environment")
     trust = _Trust(policy, key, environment)
     release = Release(TENANT, described.task, signature.digest(module), described.version)
-    wire, bucket = _Wire(), _Bucket(order.kv or {})
     # The module is signed by a key of this run: nobody would find it in the cache again.
-    quick = config.with_values(delivery__attempts_max=1, sandbox__count=1, host__cache_key_file="")
+    quick = config.with_values(delivery__attempts_max=1, host__cache_key_file="")
     ports = Ports(trust, _Modules(module, release), bucket, wire, wire, wire, wire)
-    pipeline = assemble(quick, ports, key=key, telemetry=listener, zygote=zygote)
+    pipeline = assemble(quick, ports, key=key, telemetry=telemetry, zygote=zygote)
     # One life: a task that may come back later would wait for nobody here.
     pipeline.rules = replace(pipeline.rules, attempts_max=1)
-    request = TaskRequest(
-        TENANT, described.task, TaskId("run"), order.input, order.content_type, fresh=True,
-        attempts_max=1,
-    )  # fmt: skip
+    return Assembled(pipeline, trust.opener(), release, environment)
+
+
+async def _run(config: Config, order: Order, telemetry: Telemetry, zygote: Zygote) -> Ran:
+    listener = _Listener(telemetry.log)
+    wire, bucket = Wire(), Bucket(order.kv or {})
+    alone = config.with_values(sandbox__count=1)
+    made = put_together(alone, order, listener, zygote, wire, bucket)
     try:
-        pipeline.receive(Delivery(
-            data=envelope.encode_task(request, environment),
-            subject=subjects.task(TENANT, described.task), tenant=TENANT, headers={},
-            sequence=1, delivered=1, stored_at=pipeline.now_ms(), lease="",
-        ))  # fmt: skip
+        made.deliver(order, "run")
         outgoing = await wire.published
     finally:
-        await pipeline.stop()
-    record = _record(outgoing, trust.opener(), pipeline.now_ms(), listener.finished)
-    return Ran(record, signature.digest(order.module), described.task, described.version,
+        await made.pipeline.stop()
+    record = _record(outgoing, made.opener, made.pipeline.now_ms(), listener.finished)
+    release = made.release
+    return Ran(record, signature.digest(order.module), release.task, release.version,
                dict(bucket), listener.logs(), listener.transient())  # fmt: skip
 
 

@@ -17,6 +17,7 @@ import click
 from executor import __version__
 from executor.cli import (
     admin,
+    bench,
     building,
     dead,
     demo,
@@ -45,7 +46,7 @@ def cli() -> None:
     """Run WebAssembly tasks you do not have to trust. Start with: executor demo."""
 
 
-# Not listed: `--help` is, and one screen has no room for both.
+# Not listed, as `--help` is not: who reads that page has found one of them, and it is full.
 @click.command("help", cls=Verb, hidden=True)
 @click.argument("words", metavar="[TOPIC | VERB…]", nargs=-1)
 @click.pass_context
@@ -108,7 +109,7 @@ _TOPICS: Final = {"exit-codes": _exit_codes, "environment": _environment}
 for _verb in (
     *demo.VERBS, *starting.VERBS, *running.VERBS, *building.VERBS, *modules.VERBS,
     *scanning.VERBS, *operate.VERBS, *schedule.VERBS, *dead.VERBS, *fleet.VERBS, *admin.VERBS,
-    *understanding.VERBS, topic_help,
+    *bench.VERBS, *understanding.VERBS, topic_help,
 ):  # fmt: skip
     cli.add_command(_verb)
 

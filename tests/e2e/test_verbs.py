@@ -58,6 +58,10 @@ HAPPY = {
     "tenant remove": (["tenant", "remove", "{tenant}", "--yes"], "executor.tenant/1"),
     "nats apply": (["nats", "apply"], "executor.streams/1"),
     "nats check": (["nats", "check"], "executor.streams/1"),
+    "bench module": (["bench", "module", wasm("wordcount"), "-i", "one", "--seconds", "0.05"],
+                     "executor.bench/1"),
+    "bench plan": (["bench", "plan", "--rate", "5000"], "executor.plan/1"),
+    "bench plan of machines": (["bench", "plan", "--machines", "10"], "executor.plan/1"),
     "doctor": (["doctor"], "executor.doctor/1"),
     "explain": (["explain"], "executor.codes/1"),
     "explain a code": (["explain", "guest.trap"], "executor.code/1"),
@@ -73,11 +77,11 @@ VERBS = [
     "dead list", "dead show", "dead retry", "dead discard", "dead export",
     "pause", "resume", "quarantine list", "quarantine add", "quarantine lift", "top", "health",
     "tenant list", "tenant add", "tenant remove",
-    "nats apply", "nats check", "doctor", "explain", "config show",
+    "nats apply", "nats check", "bench module", "bench plan", "doctor", "explain", "config show",
     "config check", "help",
 ]  # fmt: skip
 UNLISTED = {"help"}
-FAMILIES = ["", "schedule", "dead", "quarantine", "tenant", "nats", "config"]
+FAMILIES = ["", "schedule", "dead", "quarantine", "tenant", "nats", "bench", "config"]
 
 
 def _arguments(house: House, template: list[str], tmp_path: Path) -> list[str]:
