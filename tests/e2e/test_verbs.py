@@ -58,6 +58,9 @@ HAPPY = {
     "tenant remove": (["tenant", "remove", "{tenant}", "--yes"], "executor.tenant/1"),
     "nats apply": (["nats", "apply"], "executor.streams/1"),
     "nats check": (["nats", "check"], "executor.streams/1"),
+    "nats config": (["nats", "config", "--make-tls", "--out", "{tmp}/nats"],
+                    "executor.nats-config/1"),
+    "nats mint": (["nats", "mint", "reader_acme", "--out", "{tmp}/nats"], "executor.minted/1"),
     "doctor": (["doctor"], "executor.doctor/1"),
     "explain": (["explain"], "executor.codes/1"),
     "explain a code": (["explain", "guest.trap"], "executor.code/1"),
@@ -73,8 +76,8 @@ VERBS = [
     "dead list", "dead show", "dead retry", "dead discard", "dead export",
     "pause", "resume", "quarantine list", "quarantine add", "quarantine lift", "top", "health",
     "tenant list", "tenant add", "tenant remove",
-    "nats apply", "nats check", "doctor", "explain", "config show",
-    "config check", "help",
+    "nats apply", "nats check", "nats config", "nats mint", "nats reload", "nats revoke",
+    "doctor", "explain", "config show", "config check", "help",
 ]  # fmt: skip
 UNLISTED = {"help"}
 FAMILIES = ["", "schedule", "dead", "quarantine", "tenant", "nats", "config"]
@@ -88,6 +91,8 @@ def _arguments(house: House, template: list[str], tmp_path: Path) -> list[str]:
         assert house.call("submit", "trap", "--id", name, "--wait").code == 1
     if "{schedule}" in template or template[:2] == ["schedule", "list"]:
         house.run("schedule", "add", "wordcount", "--every", "1h", "--id", name)
+    if template[:2] == ["nats", "mint"]:
+        house.run("nats", "config", "--jwt", "--plain", "--out", str(tmp_path / "nats"))
     return [
         part.format(new=name, tenant=name, dead=name, schedule=name, tmp=tmp_path)
         if "{" in part
