@@ -8,6 +8,7 @@ makes asking twice harmless: the second time gives the first outcome.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import secrets
@@ -31,7 +32,7 @@ from executor.telemetry import producer_span
 from executor.transport.connection import Connection
 from executor.transport.control import Control
 from executor.transport.records import Tap, find, get, iterate, read_outcome
-from executor.transport.settings import Settings
+from executor.transport.settings import Settings, from_config
 from executor.transport.submit import Submission, Submitter
 from executor.transport.submit import Submitted as StreamAck
 
@@ -160,10 +161,12 @@ class Client:
     async def open(
         cls, url: str = "nats://127.0.0.1:4222", *, tenant: str,
         executors: Iterable[str | PublicKey] = (), opener: Opener | None = None,
-        environment: str = "dev", creds_file: str = "",
+        environment: str = "dev", creds_file: str = "", settings: Settings | None = None,
         traced: Callable[[str, str, str], str] | None = None,
     ) -> Self:  # fmt: skip
         """Connect. `executors` are the public keys whose outcomes are believed.
+
+        `settings`  say more than `url` and `creds_file`: a key, certificates, a mint, an inbox.
 
         Errors  `transport.disconnected`; `trust.missing` without any key.
         """
@@ -173,7 +176,7 @@ class Client:
                 "trust.missing", "no executor's key to verify outcomes with",
                 hint="pass executors=[…]: the `key` of each [[executor]] in executor.toml",
             )  # fmt: skip
-        settings = Settings(url, creds_file=creds_file, name="executor-client")
+        settings = settings or Settings(url, creds_file=creds_file, name="executor-client")
         connection = await Connection.open(settings, lambda _name, _facts: None)
         self = cls(connection, tenant, environment, opener, traced)
         try:
@@ -199,11 +202,11 @@ class Client:
             raise ExecutorError("config.missing", "no [[tenant]]")
         environment = config.text("host.environment")
         keys = {entry.key.key_id.hex(): entry for entry in config.executors}
-        creds = config.path("nats.creds_file")
+        of = tenant or names[0]
+        logins = [f"{role}_{of}" for role in ("client", "submitter", "reader")]
         return await cls.open(
-            config.text("nats.url"), tenant=tenant or names[0],
-            opener=Opener(environment, keys, config.revoked), environment=environment,
-            creds_file=str(creds) if creds else "", traced=traced,
+            tenant=of, opener=Opener(environment, keys, config.revoked), environment=environment,
+            settings=from_config(config, "executor-client", logins), traced=traced,
         )  # fmt: skip
 
     async def close(self) -> None:
@@ -347,7 +350,9 @@ class Client:
         if ended is not None:
             return ended
         bucket, now = Control(self.connection), time.time_ns() // 1_000_000
-        await self._forget_cancels(bucket, now)
+        # A tenant's own login may write its cancellations, and read nothing of CONTROL.
+        with contextlib.suppress(ExecutorError):
+            await self._forget_cancels(bucket, now)
         key = subjects.cancel_key(self.tenant, task or subjects.ANY_TASK, task_id)
         value = control.encode("cancel", key, self.environment, until=now + CANCEL_MS)
         await bucket.put(key, value)

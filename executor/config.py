@@ -39,7 +39,14 @@ KEYS: Final[dict[str, dict[str, Key]]] = {
     },
     "nats": {
         "url": Key("nats://127.0.0.1:4222", "nats-server's own default"),
-        "creds_file": Key("", "a credentials file, mode 0600"),
+        "creds_file": Key("", "a credentials file, mode 0600; read anew at each reconnect"),
+        "nkey_file": Key("", "the seed of a NATS key, mode 0600"),
+        "login": Key("", "ROLE_NAME whose key that is: names the inbox, and what the mint gives"),
+        "logins": Key("", "a folder of logins, by ROLE_NAME: each verb takes that of its role"),
+        "mint": Key("", "unix:PATH or tls://HOST:PORT of `executor nats mint`: JWTs of minutes"),
+        "ca_file": Key("", "who signs the server's certificate; set, TLS 1.3 is demanded"),
+        "cert_file": Key("", "this host's own certificate"),
+        "key_file": Key("", "and its key, mode 0600"),
         "parser": Key("fast", "messages without nats-py's queues; plain is nats-py's own way",
                       choices=("fast", "plain")),
         "replicas": Key(1, "copies of each stream; 3 in a cluster", 1, 5),
@@ -254,7 +261,7 @@ def _from_environment(key: Key, text: str) -> object:
 
 
 def _check_files(reader: Reader, config: Config) -> None:
-    for name in ("nats.creds_file", "host.key_file"):
+    for name in ("nats.creds_file", "nats.nkey_file", "nats.key_file", "host.key_file"):
         path = config.path(name)
         if path is None:
             continue

@@ -70,8 +70,10 @@ class NatsServer:
     def start(self) -> None:
         """Start and wait for readiness; after the first time on the same port and directory."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        command = [find_binary(), "-a", "127.0.0.1", "-p", self._port, "-js"]
-        command += ["-sd", str(self.directory), "--ports_file_dir", str(self.directory)]
+        command = [find_binary(), "-a", "127.0.0.1", "-p", self._port]
+        command += ["--ports_file_dir", str(self.directory)]
+        if "store_dir" not in self.config:
+            command += ["-js", "-sd", str(self.directory)]
         if self.config:
             path = self.directory / "server.conf"
             path.write_text(self.config)

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from executor import config as configs
-from executor.cli import output
+from executor.cli import nats_roles, output
 from executor.cli.base import Family, run_async, state, write_file
 from executor.cli.serving import queue, settings, stream_options
 from executor.config import Config
@@ -22,7 +22,9 @@ from executor.transport.control import Control
 
 
 async def _connect(config: Config) -> Connection:
-    return await Connection.open(settings(config, "executor-admin"), lambda _name, _facts: None)
+    return await Connection.open(
+        settings(config, "executor-admin", "deployer_"), lambda _name, _facts: None
+    )
 
 
 async def apply_streams(config: Config) -> list[streams.Change]:
@@ -47,7 +49,7 @@ def _report(changes: list[streams.Change]) -> None:
 
 @click.group("nats", cls=Family)
 def nats() -> None:
-    """Make and compare the streams on NATS."""
+    """Make the streams on NATS, and say who may log in."""
 
 
 @nats.command("apply")
@@ -81,6 +83,10 @@ def check() -> None:
     count = output.count(len(config.policy.tenants), "tenant")
     state().out.data({"schema": "executor.streams/1", "ok": True},
                      f"ok  all streams of {count} are as needed")  # fmt: skip
+
+
+for _verb in nats_roles.VERBS:
+    nats.add_command(_verb)
 
 
 @click.group("tenant", cls=Family)

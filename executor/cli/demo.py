@@ -157,7 +157,9 @@ async def _demo() -> tuple[list[TaskOutcome], int]:
 
 async def _prepare(config: Config, author: SecretKey) -> None:
     """Streams, honest modules through `publish`, dishonest ones behind its back."""
-    connection = await Connection.open(settings(config, "demo"), lambda _name, _facts: None)
+    connection = await Connection.open(
+        settings(config, "demo", "deployer_"), lambda _name, _facts: None
+    )
     try:
         queues = [queue(tenant) for tenant in config.policy.tenants]
         await streams.apply(connection, queues, stream_options(config))

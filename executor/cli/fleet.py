@@ -40,7 +40,9 @@ _Use = Callable[[Control, Connection], Awaitable[Any]]
 
 
 async def _with_control(config: Config, use: _Use) -> Any:
-    connection = await Connection.open(settings(config, "executor-control"), lambda _n, _f: None)
+    connection = await Connection.open(
+        settings(config, "executor-control", "operator_"), lambda _n, _f: None
+    )
     try:
         return await use(Control(connection), connection)
     finally:

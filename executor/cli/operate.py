@@ -111,7 +111,7 @@ async def publish_module(
             if any(f"`{function}`" in error.detail for function in functions)
         ]
     connection = await Connection.open(
-        settings(config, "executor-publish"), lambda _name, _facts: None
+        settings(config, "executor-publish", "publisher_"), lambda _name, _facts: None
     )
     try:
         if statement is not None:  # first: whoever sees the release finds it
@@ -217,7 +217,9 @@ async def _embed(stack: contextlib.AsyncExitStack, config: Config, telemetry: Te
     folder.mkdir(exist_ok=True)
     server = await stack.enter_async_context(PrivateServer(folder, port=int(port)))
     local = config.with_values(nats__url=server.url)
-    connection = await Connection.open(settings(local, "executor-apply"), lambda _n, _f: None)
+    connection = await Connection.open(
+        settings(local, "executor-apply", "deployer_"), lambda _n, _f: None
+    )
     try:
         queues = [queue(tenant) for tenant in local.policy.tenants]
         await streams.apply(connection, queues, stream_options(local))

@@ -47,7 +47,7 @@ def family() -> None:
 def _on_nats(config: Config, work: Callable[[Connection], Coroutine[Any, Any, T]]) -> T:
     async def main() -> T:
         connection = await Connection.open(
-            settings(config, "executor-schedule"), lambda _name, _facts: None
+            settings(config, "executor-schedule", "operator_"), lambda _name, _facts: None
         )
         try:
             return await work(connection)

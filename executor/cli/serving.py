@@ -35,7 +35,7 @@ from executor.transport.control import Watch
 from executor.transport.kv import TenantKv
 from executor.transport.objects import Objects
 from executor.transport.outbox import Outbox
-from executor.transport.settings import PING_S, Settings
+from executor.transport.settings import PING_S, Settings, from_config
 from executor.trust.file import FileTrust
 
 # Pings in the time of a lease: when the third in a row is due, half of it is left.
@@ -47,13 +47,9 @@ _GC_AFTER: Final = 20_000
 _FLUSH_S: Final = 5.0
 
 
-def settings(config: Config, name: str, *, ping_s: float = PING_S) -> Settings:
-    """How to reach NATS."""
-    creds = config.path("nats.creds_file")
-    return Settings(
-        config.text("nats.url"), creds_file=str(creds) if creds else "", name=name, ping_s=ping_s,
-        parser=config.text("nats.parser"),
-    )  # fmt: skip
+def settings(config: Config, name: str, *logins: str, ping_s: float = PING_S) -> Settings:
+    """How to reach NATS, as the first of `logins` that this host has; see `nats.logins`."""
+    return from_config(config, name, logins, ping_s=ping_s)
 
 
 def queue(tenant: Tenant) -> streams.TenantQueue:
@@ -191,7 +187,8 @@ class Host:
         name = f"executor-{config.text('host.name')}"
         # What goes into a half-open connection renews no lease: it must end before one lapses.
         ping_s = max(_PING_MIN_S, config.number("delivery.ack_wait_ms") / 1000 / _PINGS)
-        how = settings(config, name, ping_s=min(ping_s, PING_S))
+        login = f"executor_{config.text('host.name')}"
+        how = settings(config, name, login, ping_s=min(ping_s, PING_S))
         self.connection = await Connection.open(how, self._on_transport)
         try:
             await self._start()
@@ -331,7 +328,7 @@ class Host:
     def _on_transport(self, name: str, facts: dict[str, str | int]) -> None:
         if hasattr(self, "pipeline") and name in {"disconnected", "reconnected"}:
             self.pipeline.leases.connected = name == "reconnected"
-        if name == "permission-violation":
+        if name in {"permission-violation", "login-refused"}:
             self.telemetry.security_event(name, **facts)
         else:
             self.telemetry.log.event(f"nats.{name}", **facts)

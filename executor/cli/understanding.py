@@ -253,7 +253,9 @@ async def _sandbox(loaded: Config) -> str:
 
 
 async def _nats(loaded: Config) -> str:
-    connection = await Connection.open(settings(loaded, "executor-doctor"), lambda _n, _f: None)
+    connection = await Connection.open(
+        settings(loaded, "executor-doctor", "deployer_", "operator_"), lambda _n, _f: None
+    )
     try:
         if connection.max_payload < MIB:
             raise ExecutorError(

@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import json
 import re
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ __all__ = ["Connection", "Event", "Message", "Settings", "Subscription"]
 
 _UNSAFE: Final = re.compile(r"[\s\x00]")
 _NO_RESPONDERS: Final = "503"
+_QUIET_S: Final = 1.0  # an answer takes a millisecond; a batch of direct gets some more
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +53,16 @@ class Connection:
         self._queue: deque[tuple[str, bytes, str, dict[str, str] | None]] = deque()
         self._queued_bytes = 0
         self._sender: asyncio.Task[None] | None = None
+        self._paused = False  # while the client is changed for one with a new login
 
     @classmethod
     async def open(cls, settings: Settings, on_event: Event) -> Connection:
         """Connect, once: `transport.disconnected` if that fails; afterwards it heals by itself."""
         self = cls(settings, on_event)
         await self._link.connect()
+        self._link.quiet = self._quiet
         self._link.listen("violation", self._on_violation)
-        self._link.listen("reconnected", self._wake)
+        self._link.listen("reconnected", self._resume)
         self._inbox = self.inbox()
         try:
             await self.subscribe(f"{self._inbox}.*", self._on_reply)
@@ -71,7 +75,7 @@ class Connection:
     @property
     def connected(self) -> bool:
         """Whether a publish would reach the server now."""
-        return self._link.client.is_connected
+        return self._link.client.is_connected and not self._paused
 
     @property
     def max_payload(self) -> int:
@@ -83,6 +87,11 @@ class Connection:
         """As the server says, such as `2.15.1`."""
         version = self._link.client.connected_server_version
         return f"{version.major}.{version.minor}.{version.patch}"
+
+    @property
+    def server_id(self) -> str:
+        """The server's own public key."""
+        return str(self._link.client._server_info["server_id"])  # noqa: SLF001 - not offered
 
     def statistics(self) -> dict[str, int]:
         """Counters and levels for telemetry."""
@@ -227,13 +236,25 @@ class Connection:
             return
         if len(payload) > self.max_payload:
             self.event("error", {"what": "too large", "subject": subject})
-        elif link.quick and not self._queue and link.client.is_connected:
+        elif link.quick and not self._queue and self.connected:
             fast.publish(link.client, subject, payload, reply, headers)
         else:
             self._queue.append((subject, payload, reply, headers))
             self._queued_bytes += len(payload)
             if self._sender is None:
                 self._wake()
+
+    async def _quiet(self) -> None:
+        """Send nothing more, and wait a moment for the answers to what was asked."""
+        self._paused = True
+        asked = set(self._waiting)
+        give_up = time.monotonic() + _QUIET_S
+        while asked & self._waiting.keys() and time.monotonic() < give_up:  # noqa: ASYNC110 - answers have no event
+            await asyncio.sleep(0.005)
+
+    def _resume(self) -> None:
+        self._paused = False
+        self._wake()
 
     def _wake(self) -> None:
         if self._sender is None and self._queue and self.connected:
@@ -242,7 +263,7 @@ class Connection:
     async def _send_queued(self) -> None:
         queue, client = self._queue, self._link.client
         try:
-            while queue and client.is_connected:
+            while queue and client is self._link.client and self.connected:
                 subject, payload, reply, headers = queue.popleft()
                 self._queued_bytes -= len(payload)
                 try:

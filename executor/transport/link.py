@@ -5,6 +5,9 @@ expired login, an oversized message): then a new client takes over with the same
 was unsent in the old one is lost, as it is when a socket breaks; whoever needs certainty repeats on
 `reconnected`. A refused permission arrives as text in an error callback: it goes out as an event
 and to the listeners of `violation`.
+
+A login of minutes is renewed by a new client before the server ends the old one, at a moment when
+nothing is on its way: `quiet`, which the owner may give, waits for that.
 """
 
 from __future__ import annotations
@@ -12,25 +15,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import Callable
+import ssl
+from collections.abc import Awaitable, Callable
 from importlib.metadata import version
 from typing import Any, Final
+from urllib.parse import ParseResult
 
 import nats.errors
-from nats.aio.client import Client, Server
+from nats.aio.client import Client, Server, Srv
 from nats.aio.subscription import Subscription as Inner
+from nats.aio.transport import TcpTransport
 from nats.protocol import parser
 
 from executor.errors import ExecutorError
 from executor.transport import fast
 from executor.transport.backoff import Backoff
 from executor.transport.fast import Message as Message  # noqa: PLC0414 - told on
+from executor.transport.login import Login
 from executor.transport.settings import Settings
 
 Event = Callable[[str, dict[str, str | int]], None]
 
 BUFFER_MAX: Final = 64 * 1024 * 1024  # bytes of nats-py's send buffer
 _VIOLATION: Final = re.compile(r'permissions violation for (publish|subscription)[a-z ]* "([^"]+)"')
+# Wrong, expired or revoked: the server then hangs up.
+_LOGIN: Final = re.compile(r"auth(entication|orization)", re.IGNORECASE)
 _QUIET: Final = (nats.errors.Error, OSError)
 
 
@@ -57,8 +66,25 @@ _HMSG: Final = re.compile(
 )
 
 
+class _Tls(TcpTransport):
+    """nats-py's, whose protocol is told that TLS lies beneath: asyncio warns at each end if not."""
+
+    async def connect_tls(
+        self,
+        uri: str | ParseResult,
+        ssl_context: ssl.SSLContext,
+        buffer_size: int,
+        connect_timeout: int,
+    ) -> None:
+        await super().connect_tls(uri, ssl_context, buffer_size, connect_timeout)
+        writer: Any = self._io_writer
+        protocol = writer.transport.get_protocol()
+        if protocol is not None:  # else the server has hung up
+            protocol._over_ssl = True  # noqa: SLF001
+
+
 class _Client(Client):
-    """nats-py's client with three private methods mended (nats-py 2.16.0).
+    """nats-py's client with five private methods mended (nats-py 2.16.0).
 
     A submitter chooses the bytes of subject and headers. Where they are no UTF-8, or no headers at
     all, nats-py raises inside its read loop, which then ends without a word: connected, and deaf.
@@ -73,8 +99,9 @@ class _Client(Client):
     what was sent before (a refused subscription was not yet known, acks had not left).
     """
 
-    def __init__(self, *, quick: bool) -> None:
+    def __init__(self, *, quick: bool, encrypted: bool = False) -> None:
         super().__init__()
+        self._encrypted = encrypted
         self.deliver: dict[int, fast.Deliver] = {}  # by the number of the subscription
         if quick:
             self._ps = fast.Parser(self, self.deliver)
@@ -88,6 +115,19 @@ class _Client(Client):
         deliver = self.deliver.get(sid)
         if deliver is not None:
             deliver(fast.message(subject, reply, data, headers))
+
+    async def _connect_to_server(self, s: Srv) -> None:
+        await super()._connect_to_server(s)
+        if self._encrypted:
+            bare, self._transport = self._transport, _Tls()  # type: ignore[no-untyped-call]
+            vars(self._transport).update(vars(bare))
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:  # noqa: FBT001, FBT002
+        # nats-py speaks in the clear with a server that says it has no TLS: whoever stands between
+        # could say so.
+        if initial_connection and self._encrypted and not info.get("tls_required"):
+            raise nats.errors.Error("the server offers no TLS, which nats.ca_file demands")
+        await super()._process_info(info, initial_connection)
 
     async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
         self._pongs.append(future if future is not None else asyncio.Future())
@@ -123,15 +163,21 @@ class Link:
 
     def __init__(self, settings: Settings, on_event: Event) -> None:
         self.settings = settings
+        self.login = Login(settings)
         self.quick = False  # whether `fast` is used; known once connected
-        self.client = _Client(quick=False)
+        self.client = self._new_client()
         self.event = guarded(on_event)
         self.subscriptions: set[Subscription] = set()
         self._listeners: dict[str, list[Callable[..., None]]] = {}
         self._backoff = Backoff(base=0.05, cap=2.0)
         self._first: asyncio.Future[Exception] | None = None
         self._reopening: asyncio.Task[None] | None = None
+        self._renewing: asyncio.Task[None] | None = None
+        self.quiet: Callable[[], Awaitable[None]] | None = None
         self.closing = False
+
+    def _new_client(self) -> _Client:
+        return _Client(quick=self.quick, encrypted=bool(self.settings.ca_file))
 
     def listen(self, event: str, listener: Callable[..., None]) -> Callable[[], None]:
         """Call `listener` on an event; returns what removes it."""
@@ -144,13 +190,24 @@ class Link:
             listener(*arguments)
 
     async def connect(self) -> None:
-        """Connect, once; `transport.disconnected` names the url without its login."""
+        """Connect, once; `transport.disconnected` names the url without its login.
+
+        Errors  also those of `Login.fresh`.
+        """
+        await self.login.fresh()
         if not self.quick and version("nats-py") in fast.VERSIONS:
             self.quick = self.settings.parser == "fast" and await fast.agrees()
-            self.client = _Client(quick=self.quick)
+            self.client = self._new_client()
+        await self._connect()
+        if self.login.expires:
+            self._renewing = asyncio.get_running_loop().create_task(self._renew())
+
+    async def _connect(self) -> None:
         client, first = self.client, asyncio.get_running_loop().create_future()
+        options = self._options()
+        client._public_nkey = self.login.public  # noqa: SLF001 - it takes one from a file alone
         self._first = first
-        connecting = asyncio.ensure_future(client.connect(**self._options()))
+        connecting = asyncio.ensure_future(client.connect(**options))
         try:
             # nats-py would retry the first connect for ever too: its first error ends it here.
             await asyncio.wait(
@@ -176,8 +233,11 @@ class Link:
         with contextlib.suppress(asyncio.CancelledError, *_QUIET):
             await connecting
         await self._discard(client)
+        refused = _LOGIN.search(reason)
         raise ExecutorError(
-            "transport.disconnected", reason.removeprefix("nats: "), url=self.settings.public_url()
+            "transport.permission-denied" if refused else "transport.disconnected",
+            reason.removeprefix("nats: "),
+            url=self.settings.public_url(),
         )
 
     async def _discard(self, client: Client) -> None:
@@ -228,8 +288,39 @@ class Link:
             "ping_interval": settings.ping_s,  # two unanswered: the third ends the connection
             # Subjects are built by core.subjects; the others are checked where they come in.
             "skip_subject_validation": True,
-            **({"user_credentials": settings.creds_file} if settings.creds_file else {}),
+            **self.login.options(),
         }
+
+    async def _renew(self) -> None:
+        """Keep a login that has not expired; what fails is tried again until it would have."""
+        backoff = Backoff(base=0.5, cap=15.0)
+        while True:
+            await asyncio.sleep(self.login.renew_in())
+            try:
+                await self.login.fresh()
+            except ExecutorError as error:
+                self.event("error", {"what": "login", "code": error.code, "text": error.message})
+                await asyncio.sleep(backoff.delay())
+                continue
+            backoff.reset()
+            if self.client.is_connected:  # else the reconnect takes it
+                await self._change()
+
+    async def _change(self) -> None:
+        """Go on with a new client. Everything that was sent arrives, on either side."""
+        if self.quiet is not None:
+            await self.quiet()
+        # No interest: the server hands over nothing more; what it has sent is delivered.
+        await asyncio.gather(*map(self._silence, tuple(self.subscriptions)))
+        old, self.client = self.client, self._new_client()
+        self.event("disconnected", {"url": self.settings.public_url(), "why": "login renewed"})
+        self._tell("disconnected")
+        try:
+            with contextlib.suppress(*_QUIET):
+                await old.flush()
+        finally:
+            await self._discard(old)
+        await self._reopen()
 
     def _choose(self, servers: list[Server], _info: dict[str, Any]) -> tuple[Server | None, float]:
         return min(servers, key=lambda server: server.reconnects), self._backoff.delay()
@@ -238,7 +329,8 @@ class Link:
         text = str(error)
         violation = _VIOLATION.search(text)
         if violation is None:
-            self.event("error", {"what": type(error).__name__, "text": text[:200]})
+            name = "login-refused" if _LOGIN.search(text) else "error"
+            self.event(name, {"what": type(error).__name__, "text": text[:200]})
             return
         action, subject = violation.groups()
         self.event("permission-violation", {"action": action, "subject": subject})
@@ -251,15 +343,15 @@ class Link:
 
     async def _reopen(self) -> None:
         while not self.closing:
-            await asyncio.sleep(self._backoff.delay())
-            self.client = _Client(quick=self.quick)
+            await asyncio.sleep(self._backoff.delay() if self.client.is_closed else 0)
+            self.client = self._new_client()
             try:
-                await self.connect()
+                await self._connect()
                 for subscription in tuple(self.subscriptions):
                     await self.attach(subscription)
                 await self.client.flush()
             except (ExecutorError, *_QUIET) as error:
-                self.event("error", {"what": type(error).__name__, "text": str(error)[:200]})
+                self._on_error(error)
                 continue
             self._on_reconnected()
             return
@@ -289,6 +381,9 @@ class Link:
     async def detach(self, subscription: Subscription) -> None:
         """End a subscription after all that the server already sent was delivered."""
         self.subscriptions.discard(subscription)
+        await self._silence(subscription)
+
+    async def _silence(self, subscription: Subscription) -> None:
         inner, subscription.inner = subscription.inner, None
         if inner is None:
             return
@@ -308,6 +403,7 @@ class Link:
     async def close(self) -> None:
         """End; idempotent."""
         self.closing = True
-        if self._reopening is not None:
-            self._reopening.cancel()
+        for task in (self._reopening, self._renewing):
+            if task is not None:
+                task.cancel()
         await self._discard(self.client)

@@ -62,6 +62,9 @@ HAPPY = {
                      "executor.bench/1"),
     "bench plan": (["bench", "plan", "--rate", "5000"], "executor.plan/1"),
     "bench plan of machines": (["bench", "plan", "--machines", "10"], "executor.plan/1"),
+    "nats config": (["nats", "config", "--make-tls", "--out", "{tmp}/nats"],
+                    "executor.nats-config/1"),
+    "nats mint": (["nats", "mint", "reader_acme", "--out", "{tmp}/nats"], "executor.minted/1"),
     "doctor": (["doctor"], "executor.doctor/1"),
     "explain": (["explain"], "executor.codes/1"),
     "explain a code": (["explain", "guest.trap"], "executor.code/1"),
@@ -77,8 +80,8 @@ VERBS = [
     "dead list", "dead show", "dead retry", "dead discard", "dead export",
     "pause", "resume", "quarantine list", "quarantine add", "quarantine lift", "top", "health",
     "tenant list", "tenant add", "tenant remove",
-    "nats apply", "nats check", "bench module", "bench plan", "doctor", "explain", "config show",
-    "config check", "help",
+    "nats apply", "nats check", "nats config", "nats mint", "nats reload", "nats revoke",
+    "bench module", "bench plan", "doctor", "explain", "config show", "config check", "help",
 ]  # fmt: skip
 UNLISTED = {"help"}
 FAMILIES = ["", "schedule", "dead", "quarantine", "tenant", "nats", "bench", "config"]
@@ -92,6 +95,8 @@ def _arguments(house: House, template: list[str], tmp_path: Path) -> list[str]:
         assert house.call("submit", "trap", "--id", name, "--wait").code == 1
     if "{schedule}" in template or template[:2] == ["schedule", "list"]:
         house.run("schedule", "add", "wordcount", "--every", "1h", "--id", name)
+    if template[:2] == ["nats", "mint"]:
+        house.run("nats", "config", "--jwt", "--plain", "--out", str(tmp_path / "nats"))
     return [
         part.format(new=name, tenant=name, dead=name, schedule=name, tmp=tmp_path)
         if "{" in part

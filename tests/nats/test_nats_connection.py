@@ -65,7 +65,7 @@ def test_a_wrong_login_is_refused(guarded: NatsServer) -> None:
     async def body() -> None:
         with pytest.raises(ExecutorError) as caught:
             await Connection.open(_as(guarded, "executor", "wrong"), Events())
-        assert caught.value.code == "transport.disconnected"
+        assert caught.value.code == "transport.permission-denied"
         assert "Authorization Violation" in caught.value.message
 
     run(body())

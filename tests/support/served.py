@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from executor import config as configs
 from executor.cli.operate import store
@@ -255,11 +255,21 @@ class Site:
         self.close()
 
 
+class HasFolder(Protocol):
+    """A place with a configuration."""
+
+    folder: Path
+
+    @property
+    def path(self) -> Path:
+        """The configuration's file."""
+
+
 class Serve:
     """One `executor serve`."""
 
     def __init__(
-        self, site: Site, number: int, program: tuple[str, ...] = ("-m", "executor.cli.main")
+        self, site: HasFolder, number: int, program: tuple[str, ...] = ("-m", "executor.cli.main")
     ) -> None:
         self.number = number
         self._path = site.folder / f"serve-{number}.log"
