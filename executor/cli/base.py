@@ -20,6 +20,7 @@ from executor.config import Config
 from executor.core import content, subjects
 from executor.errors import ExecutorError
 from executor.model import PAYLOAD_MAX
+from executor.trust import believed
 
 T = TypeVar("T")
 
@@ -35,9 +36,13 @@ class State:
     out: Output = field(default_factory=Output)
     config_path: Path | None = None
 
-    def config(self, *, required: bool = False) -> Config:
-        """The configuration. Errors  `config.*`."""
-        return configs.load(self.config_path, required=required)
+    def config(self, *, required: bool = False, bootstrap: bool = False) -> Config:
+        """The configuration under the policy in force; `bootstrap`: as the file is, no more.
+
+        Errors  `config.*`, `trust.*` where the policy is signed and nothing was verified yet.
+        """
+        config = configs.load(self.config_path, required=required)
+        return config if bootstrap else believed(config)
 
 
 def state() -> State:
@@ -94,6 +99,13 @@ class Family(click.Group):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.params += _options()
+
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        """Hidden at the top: whoever reads the help knows it, and the verbs need the line."""
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.hidden = ctx.parent is None
+        return option
 
     def list_commands(self, _context: click.Context) -> list[str]:
         """In the order of the documentation, not of the alphabet."""

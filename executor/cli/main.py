@@ -28,6 +28,7 @@ from executor.cli import (
     scanning,
     schedule,
     starting,
+    trust,
     understanding,
 )
 from executor.cli.base import Family, State, Verb, state, unwritable
@@ -108,6 +109,7 @@ _TOPICS: Final = {"exit-codes": _exit_codes, "environment": _environment}
 for _verb in (
     *demo.VERBS, *starting.VERBS, *running.VERBS, *building.VERBS, *modules.VERBS,
     *scanning.VERBS, *operate.VERBS, *schedule.VERBS, *dead.VERBS, *fleet.VERBS, *admin.VERBS,
+    *trust.VERBS,
     *understanding.VERBS, topic_help,
 ):  # fmt: skip
     cli.add_command(_verb)

@@ -214,25 +214,25 @@ class Repository:
         return self._target(self._signed(POLICY).targets[POLICY_TARGET])
 
     def stage_release(self, release: Release) -> bool:
-        """Stage a release; False if it is the one in force.
+        """Stage a release, unless it is known; whether any waits to be put in force.
 
         Errors  `module.manifest-invalid` for other bytes under a version that is released.
         """
         path = f"releases/{release.tenant}/{release.task}"
         known = self._signed(RELEASES).targets.get(path)
-        if known is not None:
-            before = decode_release(self._target(known), release.tenant, release.task)
-            if before == release:
-                return False
-            if before.version == release.version:
-                raise ExecutorError(
-                    "module.manifest-invalid",
-                    f"{release.version} of `{release.tenant}/{release.task}` is other bytes, "
-                    "and released", hint="raise `version` in task.toml and build again",
-                    released=before.digest,
-                )  # fmt: skip
-        self._stage_target(RELEASES, path, encode_release(release))
-        return True
+        before = (
+            decode_release(self._target(known), release.tenant, release.task) if known else None
+        )
+        if before is not None and before != release and before.version == release.version:
+            raise ExecutorError(
+                "module.manifest-invalid",
+                f"{release.version} of `{release.tenant}/{release.task}` is other bytes, and "
+                "released", hint="raise `version` in task.toml and build again",
+                released=before.digest,
+            )  # fmt: skip
+        if before != release:
+            self._stage_target(RELEASES, path, encode_release(release))
+        return self._staged(RELEASES) is not None
 
     def renew(self, roles: Iterable[str]) -> None:
         """Stage the same again under a new date; snapshot and timestamp are made new anyway."""
@@ -265,19 +265,22 @@ class Repository:
         if len(data) > BOUNDS[role]:
             raise ExecutorError("config.invalid", f"the metadata of `{role}` would have "
                                 f"{len(data)} bytes, at most {BOUNDS[role]}")  # fmt: skip
-        write_whole(self._stage_folder / f"{role}.json", data, mode=_PUBLIC)
+        write_whole(self._staged_file(role), data, mode=_PUBLIC)
 
     def _until(self, role: str, life_s: int = 0) -> datetime:
         if not life_s:
             life_s = self._signed(ROOT).unrecognized_fields[FIELD]["lifetimes_s"][role]
         return self._now().replace(microsecond=0) + timedelta(seconds=life_s)
 
-    def withdraw(self) -> list[str]:
-        """Let go of what is staged; returns the roles."""
-        gone = [role for role in STAGED if self._staged(role) is not None]
+    def withdraw(self, roles: Collection[str] = STAGED) -> list[str]:
+        """Let go of what is staged of these roles; returns which were."""
+        gone = [role for role in STAGED if role in roles and self._staged_file(role).is_file()]
         for role in gone:
-            (self._stage_folder / f"{role}.json").unlink()
+            self._staged_file(role).unlink()
         return gone
+
+    def _staged_file(self, role: str) -> Path:
+        return self._stage_folder / f"{role}.json"
 
     # Signing and putting in force.
 
@@ -294,7 +297,7 @@ class Repository:
                 if signer.public_key.keyid in wanted - staged.signatures.keys():
                     staged.sign(signer, append=True)
                     added += 1
-            write_whole(self._stage_folder / f"{role}.json", staged.to_bytes(), mode=_PUBLIC)
+            write_whole(self._staged_file(role), staged.to_bytes(), mode=_PUBLIC)
         return added
 
     def _results(self, role: str, found: Metadata[Any]) -> list[VerificationResult]:
@@ -332,27 +335,40 @@ class Repository:
         return [delegator.signed.get_verification_result(
             role, found.signed_bytes, found.signatures)]  # fmt: skip
 
-    def complete(self) -> bool:
-        """Whether all that is staged has the signatures it needs."""
-        return not any(signing.needs for signing in self.signings() if signing.staged)
+    def ready(self) -> list[str]:
+        """The staged roles that can be put in force: they have the signatures they need.
 
-    def put_in_force(self, secrets: Collection[SecretKey]) -> Verified | None:
-        """Put what is staged in force, with a new snapshot and timestamp; None: not complete yet.
+        A change of keys goes whole or not at all; what it does not touch need not wait for it.
+        """
+        needs = {signing.role: signing.needs for signing in self.signings() if signing.staged}
+        keys_change = ROOT in needs or TARGETS in needs
+        if not keys_change or not any(needs.values()):
+            return [role for role, missing in needs.items() if not missing]
+        return [role for role in DELEGATED if needs.get(role) == 0 and self._same_keys(role)]
+
+    def _same_keys(self, role: str) -> bool:
+        current = self._current(TARGETS)
+        if current is None:
+            return False
+        now = current.signed.get_delegated_role(role)
+        return bool(now == self._signed(TARGETS).get_delegated_role(role))
+
+    def put_in_force(self, secrets: Collection[SecretKey]) -> Verified:
+        """Put what is ready in force, with a new snapshot and timestamp.
 
         Errors  `trust.threshold-unmet` without the keys of snapshot and timestamp, and whatever an
                 executor would refuse; then everything stays staged.
         """
-        if not self.made:
+        new = {role: staged for role in self.ready() if (staged := self._staged(role))}
+        if not self.in_force and new.keys() != set(STAGED):
             raise no_repository(self.folder)
-        if not self.complete():
-            return None
-        new = {role: staged for role in STAGED if (staged := self._staged(role)) is not None}
         files = {metadata_key(r, made.signed.version): made.to_bytes() for r, made in new.items()}
+        root = (new.get(ROOT) or self._current(ROOT)).signed  # type: ignore[union-attr]  # in force
         snapshot = self._snapshot(new)
-        self._sign_online(SNAPSHOT, snapshot, secrets)
+        self._sign_online(SNAPSHOT, snapshot, root, secrets)
         files[metadata_key(SNAPSHOT, snapshot.signed.version)] = snapshot.to_bytes()
         timestamp = self._timestamp(snapshot)
-        self._sign_online(TIMESTAMP, timestamp, secrets)
+        self._sign_online(TIMESTAMP, timestamp, root, secrets)
         files[metadata_key(TIMESTAMP, None)] = timestamp.to_bytes()
         verified = self.verify(files)
         for key, data in files.items():  # the timestamp is the last
@@ -361,7 +377,7 @@ class Repository:
             write_whole(at, data, mode=_PUBLIC)
         if ROOT in new:
             write_whole(self.folder / ROOT_FILE, new[ROOT].to_bytes(), mode=_PUBLIC)
-        self.withdraw()
+        self.withdraw(new)
         return verified
 
     def _snapshot(self, new: Mapping[str, Metadata[Any]]) -> Metadata[Snapshot]:
@@ -388,10 +404,12 @@ class Repository:
         )
         return Metadata(signed)
 
-    def _sign_online(self, role: str, made: Metadata[Any], secrets: Collection[SecretKey]) -> None:
+    def _sign_online(
+        self, role: str, made: Metadata[Any], root: Any, secrets: Collection[SecretKey]
+    ) -> None:
+        life_s = root.unrecognized_fields[FIELD]["lifetimes_s"][role]
         made.signatures.clear()
-        made.signed.expires = self._until(role)
-        root = self._signed(ROOT)
+        made.signed.expires = self._until(role, life_s)
         for secret in secrets:
             signer = LocalSigner(secret)
             if signer.public_key.keyid in root.roles[role].keyids:
@@ -464,7 +482,7 @@ class Repository:
         return self._read(self._file(role, snapshot.signed.meta[f"{role}.json"].version))
 
     def _staged(self, role: str) -> Metadata[Any] | None:
-        found = self._read(self._stage_folder / f"{role}.json")
+        found = self._read(self._staged_file(role))
         current = self._current(role)
         done = found and current and found.signed.version <= current.signed.version
         return None if done else found

@@ -137,10 +137,10 @@ class House(Shell):
         """What `serve` wrote."""
         return (self.folder / "serve.log").read_text("utf-8", "replace")
 
-    def open(self) -> None:
+    def open(self, *options: str) -> None:
         """`init`, then `serve` until it says that it is ready."""
         self.folder.mkdir()
-        self.run("init", ".")
+        self.run("init", ".", *options)
         self.port = free_port()
         config = self.folder / "executor.toml"
         text = config.read_text().replace("127.0.0.1:4222", f"127.0.0.1:{self.port}")

@@ -66,7 +66,12 @@ class Team:
         """Sign what is staged, as many as are needed unless some are named, and put it in force."""
         secrets = [KEYS[name] for name in names or set(NAMES) - {"cy"}]
         self.repository.sign(secrets)
-        return self.repository.put_in_force(secrets)
+        ready = set(self.repository.ready())
+        return self.repository.put_in_force(secrets) if ready == self.staged() else None
+
+    def staged(self) -> set[str]:
+        """The roles that wait for signatures."""
+        return {signing.role for signing in self.repository.signings() if signing.staged}
 
     def store(self) -> dict[str, bytes]:
         """What is in force, as a store holds it."""
