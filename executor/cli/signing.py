@@ -54,7 +54,10 @@ async def push(connection: Connection, repository: Repository) -> int:
     files = [
         (key, data) for key in repository.listing() if (data := repository.get(key)) is not None
     ]
-    return await TrustBucket(connection).push(files)
+    bucket = TrustBucket(connection)
+    # Junk there would be refused as the next root by everyone, for ever.
+    await bucket.remove(repository.next_root)
+    return await bucket.push(files)
 
 
 async def push_now(config: Config, repository: Repository) -> int:

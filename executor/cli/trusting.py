@@ -124,7 +124,11 @@ class Keeper:
                 async with asyncio.timeout(self._wait_s()):
                     await self._hint.wait()
             self._hint.clear()
-            await self._look()
+            try:
+                await self._look()
+            except Exception as error:  # noqa: BLE001 - whatever it is must not end the looking
+                self._failures += 1
+                self._telemetry.log.event("bug", what="trust", error=repr(error))
             await asyncio.sleep(_GAP_S)
 
     def _wait_s(self) -> float:
@@ -132,17 +136,21 @@ class Keeper:
         if self._failures:
             waits.append(_AGAIN_S * 2 ** min(self._failures, 10))
         if not self._held:
-            waits.append(max((self.state.expires_ms - _now_ms()) / 1000, 0.0))
+            # When there is something to say of a role's end, and when the first one ends.
+            due = [at for name, at in self.state.warn_at.items() if not self._was_said(name)]
+            waits.append(max((min([*due, self.state.expires_ms]) - _now_ms()) / 1000, 0.0))
         return min(waits)
+
+    def _was_said(self, role: str) -> bool:
+        return (role, self.state.roles[role].version) in self._warned
 
     async def _look(self) -> None:
         try:
             found = await _refresh(self._source.refresh, self._bucket)
         except ExecutorError as error:
             self._refused(error)
-        except Exception as error:  # noqa: BLE001 - a full disk must not end the looking
-            self._telemetry.log.event("trust-not-refreshed", reason=repr(error))
-            self._failures += 1
+        except OSError as error:  # of this disk
+            self._refused(ExecutorError("trust.missing", error.strerror or "unreadable"))
         else:
             self._failures, self._said = 0, ""
             if found != self.state:
@@ -161,10 +169,10 @@ class Keeper:
             if not error.code.startswith("transport."):
                 await self._say(error.message)
             return
+        versions = [f"{name}.{role.version}" for name, role in self.state.roles.items()]
         self._telemetry.log.event(
-            "trust", releases=len(self.state.releases),
-            **{name: role.version for name, role in self.state.roles.items()},
-        )  # fmt: skip
+            "trust", versions=",".join(versions), releases=len(self.state.releases)
+        )
         await self._say("")
 
     async def _say(self, why: str) -> None:
@@ -187,10 +195,12 @@ class Keeper:
 
     def _warn(self) -> None:
         """Say once of each version that a third of its life is left."""
-        for role, left_ms in self.state.ending(_now_ms()).items():
-            if left_ms > 0 and (role, self.state.roles[role].version) not in self._warned:
-                self._warned.add((role, self.state.roles[role].version))
+        now = _now_ms()
+        for role, at in self.state.warn_at.items():
+            if at <= now and not self._was_said(role):
+                state = self.state.roles[role]
+                self._warned.add((role, state.version))
                 self._telemetry.log.event(
-                    "trust-ends-soon", role=role, left_s=left_ms // 1000,
+                    "trust-ends-soon", role=role, left_s=(state.expires_ms - now) // 1000,
                     hint="executor trust renew",
                 )  # fmt: skip

@@ -35,8 +35,16 @@ class TrustBucket:
 
     async def put(self, key: str, value: bytes) -> None:
         """Write; confirmed on return. Errors  `transport.*`."""
+        await self._store(key, value, None)
+
+    async def remove(self, key: str) -> None:
+        """Take away what stands under a key, if anything does. Errors  `transport.*`."""
+        if await self.get(key) is not None:
+            await self._store(key, b"", {control.OPERATION: "DEL"})
+
+    async def _store(self, key: str, value: bytes, headers: dict[str, str] | None) -> None:
         try:
-            await self._connection.store(_PREFIX + control.check_key(key), value)
+            await self._connection.store(_PREFIX + control.check_key(key), value, headers)
         except ApiError as error:
             raise error.mapped(_STREAM) from None
 

@@ -459,6 +459,11 @@ class Repository:
         found.append(metadata_key(SNAPSHOT, self._signed_now(SNAPSHOT).version))
         return [*found, metadata_key(TIMESTAMP, None)]
 
+    @property
+    def next_root(self) -> str:
+        """The key in TRUST where nothing may stand yet."""
+        return metadata_key(ROOT, self._signed_now(ROOT).version + 1)
+
     def _file(self, role: str, version: int | None) -> Path:
         return self._metadata / (f"{role}.json" if version is None else f"{version}.{role}.json")
 

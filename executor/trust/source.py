@@ -63,7 +63,7 @@ _BASE: Final = "md/"  # of the addresses that the library makes up; nobody resol
 _NOT_FOUND: Final = 404
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}\Z")
 _VERSION_MAX: Final = 64
-_THIRD: Final = 3  # of a life left: time to renew
+_THIRD: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +90,10 @@ class Verified:
         """When the first part of it is over, and so all of it."""
         return min(role.expires_ms for role in self.roles.values())
 
-    def ending(self, now_ms: int) -> dict[str, int]:
-        """Role → ms left, of what has a third of its life left or less."""
-        left = {name: role.expires_ms - now_ms for name, role in self.roles.items()}
-        return {n: ms for n, ms in left.items() if ms * _THIRD <= self.roles[n].life_ms}
+    @property
+    def warn_at(self) -> dict[str, int]:
+        """Role → when a third of its life is left, in ms: time to renew."""
+        return {n: role.expires_ms - role.life_ms // _THIRD for n, role in self.roles.items()}
 
 
 @dataclass

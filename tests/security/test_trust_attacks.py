@@ -127,7 +127,7 @@ def test_an_older_policy_under_a_new_timestamp_is_refused(team: Team, source: So
 @pytest.mark.covers("trust.expired")
 def test_a_store_that_stands_still_expires(tmp_path: Path) -> None:
     """A store that only ever serves the same state is believed no longer than its timestamp."""
-    team = Team(tmp_path / "made", timestamp=3)
+    team = Team(tmp_path / "made", lives_s={"timestamp": 3})
     source = team.source(tmp_path / "trusted")
     assert source.refresh(team.repository.get).policy == PLAIN
 

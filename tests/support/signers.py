@@ -6,8 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -56,10 +55,10 @@ class Team:
 
     def __init__(
         self, folder: Path, policy: bytes = PLAIN, *, environment: str = ENVIRONMENT,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC), **lives_s: int,
+        lives_s: Mapping[str, int] | None = None,
     ) -> None:  # fmt: skip
-        self.repository = Repository(folder, now)
-        self.repository.make(environment, rules(**lives_s), policy)
+        self.repository = Repository(folder)
+        self.repository.make(environment, rules(**(lives_s or {})), policy)
         self.sign()
 
     def sign(self, *names: str) -> Verified | None:
