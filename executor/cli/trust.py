@@ -321,6 +321,8 @@ def _revoke_in_policy(path: Path, repository: Repository, name: str) -> None:
             "config.invalid", f"`{path}` is not what was signed last",
             hint=f"sign it, or restore it from the repository, then revoke again: {path}",
         )  # fmt: skip
+    if name in config_document.parse(before, name=path.name, folder=None).revoked:
+        return
     text = before.decode()
     listed = re.search(r"(?m)\A((?:(?!\s*\[).*\n)*?)revoked\s*=\s*\[", text)
     if listed is None:
