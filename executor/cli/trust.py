@@ -248,7 +248,7 @@ def _left(ms: int) -> str:
 @trust.command("status")
 @_option_folder
 def status(folder: Path | None) -> None:
-    """Show each role: version, who signed, what is missing, when it ends.
+    """Show each role: its version, its signers, its end.
 
     Example: executor trust status
     """
@@ -358,7 +358,9 @@ def renew(roles: tuple[str, ...], keys: tuple[Path, ...], folder: Path | None,
 @trust.command("verify")
 @_option_folder
 def verify(folder: Path | None) -> None:
-    """Check the repository as an executor would that has only its first root.
+    """Check the repository as a new executor would.
+
+    It has only the first root, and follows all that came after it.
 
     Example: executor trust verify
     """
@@ -397,7 +399,7 @@ def push(folder: Path | None) -> None:
 
 @trust.command("refresh")
 def refresh() -> None:
-    """Fetch from NATS and verify; what holds is what this host believes.
+    """Fetch from NATS and verify what this host believes.
 
     Example: executor trust refresh
     """

@@ -163,6 +163,11 @@ class House(Shell):
         finally:
             os.close(reader)
 
+    def serve_again(self) -> None:
+        """Start it once more in the same folder."""
+        (self.folder / "ready").unlink(missing_ok=True)
+        self.serve()
+
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to `serve`."""
         assert self.server is not None
