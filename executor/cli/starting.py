@@ -125,11 +125,12 @@ def init(folder: Path, tenant: str, signed: bool) -> None:  # noqa: FBT001
                           ("sample.out", "Hello, world!\n")):  # fmt: skip
         if not (hello / name).exists():
             write_file(hello / name, content.encode())
+    also = f"{folder / POLICY_FILE}, {folder / 'trust'}/, " if signed else ""
     where = "" if folder == Path() else f"cd {folder} && "
     state().out.data(
         {"schema": "executor.init/1", "folder": str(folder), "tenant": tenant,
          "author": author.public.text, "executor": host.public.text},
-        f"made {target}, {keys}/ and {hello}/\n"
+        f"made {target}, {also}{keys}/ and {hello}/\n"
         f"next: {where}executor build hello --key keys/author.key",
     )  # fmt: skip
 
