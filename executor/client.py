@@ -35,6 +35,7 @@ from executor.transport.records import Tap, find, get, iterate, read_outcome
 from executor.transport.settings import Settings, from_config
 from executor.transport.submit import Submission, Submitter
 from executor.transport.submit import Submitted as StreamAck
+from executor.trust import believed
 
 T = TypeVar("T")
 
@@ -193,10 +194,11 @@ class Client:
     ) -> Self:  # fmt: skip
         """Connect as `executor.toml` says; without `tenant`, to its first one.
 
-        Errors  `config.*`, `trust.missing`, `transport.disconnected`.
+        Errors  `config.*`, `trust.*`, `transport.disconnected`.
         """
         if not isinstance(config, Config):
             config = configs.load(Path(config), required=True)
+        config = believed(config)
         names = [party.name for party in config.policy.tenants]
         if tenant is None and not names:
             raise ExecutorError("config.missing", "no [[tenant]]")

@@ -30,12 +30,23 @@ FILE: Final = "executor.toml"
 # Section → key → Key. `config show`, the environment and the documentation derive from this.
 KEYS: Final[dict[str, dict[str, Key]]] = {
     "host": {
+        "mode": Key("development", "production: only what is signed grants anything",
+                    choices=("development", "production")),
         "environment": Key("dev", "part of every audience: dev, stage and prod never mix",
                            token=True),
         "name": Key("local", "this executor's name in NATS and in logs", token=True),
         "key_file": Key("", "signs outcomes; made by `executor init`"),
         "health_file": Key("", "rewritten every 5 s for `executor health`; unset: none"),
         "cache_key_file": Key("", "authenticates compiled modules on this disk; unset: no cache"),
+    },
+    "trust": {
+        "source": Key("file", "what grants stands here, or is signed: for a team, and production",
+                      choices=("file", "tuf")),
+        "root_file": Key("trust/root.json", "the pinned root: whom all trust comes from"),
+        "folder": Key("trusted", "the last good state, written after each refresh"),
+        "repository": Key("trust", "where signers keep metadata; an executor needs none"),
+        "keys_folder": Key("keys/trust", "the signers' keys, if any are here; serve reads none"),
+        "refresh_s": Key(60, "a push is heard at once; this is for what was missed", 1, 86_400),
     },
     "nats": {
         "url": Key("nats://127.0.0.1:4222", "nats-server's own default"),
@@ -103,6 +114,7 @@ KEYS: Final[dict[str, dict[str, Key]]] = {
     },
 }  # fmt: skip
 
+_REVOKED: Final = "revoked"  # of [trust]: what counts no more
 _USER_INFO: Final = re.compile(r"//[^/]*@")  # of a URL: a user's name, mostly with a password
 
 
@@ -131,6 +143,11 @@ class Config:
         """A file named relative to the configuration's folder; None when unset."""
         value = self.text(name)
         return self.folder / value if value else None
+
+    @property
+    def signed(self) -> bool:
+        """Whether what grants comes from signed metadata."""
+        return self.text("trust.source") == "tuf"
 
     @property
     def publishers(self) -> tuple[Publisher, ...]:
@@ -202,10 +219,14 @@ def parse(text: str, *, folder: Path, name: str, environ: Mapping[str, str]) -> 
     except (ValueError, RecursionError) as error:  # also a number of 5000 digits
         raise ExecutorError("config.invalid", f"{name}: {error}") from error
     reader = Reader(text, name, folder)
-    for section in sorted(document.keys() - KEYS.keys() - {*TABLES, "trust"}):
-        reader.unknown("", section, [*KEYS, *TABLES, "trust"], reader.where(section))
+    for section in sorted(document.keys() - KEYS.keys() - set(TABLES)):
+        reader.unknown("", section, [*KEYS, *TABLES], reader.where(section))
     values, sources = _scalars(reader, document, environ)
     config = Config(values=values, sources=sources, policy=Policy(), folder=folder)
+    _check_source(reader, config, document)
+    trust = document.pop("trust", None)  # its settings are read, the list in it grants
+    if isinstance(trust, dict) and _REVOKED in trust:
+        document["trust"] = {_REVOKED: trust[_REVOKED]}
     granting = config_document.read(reader, document)
     _check_files(reader, config)
     reader.finish()
@@ -227,13 +248,15 @@ def _scalars(
         if not isinstance(table, dict):
             reader.fail("config.invalid", f"`{section}` is not a section")
             table = {}
-        for key in sorted(table.keys() - keys.keys()):
-            reader.unknown(f"{section}.", key, list(keys), reader.where(section, key))
+        grants = {_REVOKED} if section == "trust" else set()
+        for key in sorted(table.keys() - keys.keys() - grants):
+            known = [*keys, *sorted(grants)]
+            reader.unknown(f"{section}.", key, known, reader.where(section, key))
         prefix = f"EXECUTOR_{section.upper()}_"
-        known = {f"{prefix}{key.upper()}": key for key in keys}
+        variables = [f"{prefix}{key.upper()}" for key in keys]
         for variable in sorted(environ):
-            if variable.startswith(prefix) and variable not in known:
-                reader.unknown("", variable, list(known), "the environment")
+            if variable.startswith(prefix) and variable not in variables:
+                reader.unknown("", variable, variables, "the environment")
         for key, spec in keys.items():
             name, variable = f"{section}.{key}", f"{prefix}{key.upper()}"
             values[name], sources[name] = spec.default, "default"
@@ -258,6 +281,30 @@ def _from_environment(key: Key, text: str) -> object:
     except (ValueError, RecursionError):
         return text
     return value
+
+
+def _check_source(reader: Reader, config: Config, document: dict[str, Any]) -> None:
+    """One place that grants: this file, or what is signed; in production never this file."""
+    production = config.text("host.mode") == "production"
+    if not config.signed:
+        if production:
+            reader.fail(
+                "config.invalid",
+                '`host.mode = "production"` needs `trust.source = '
+                '"tuf"`: whoever can write this file must not grant anything',
+            )
+        return
+    trust = document.get("trust")
+    revokes = isinstance(trust, dict) and _REVOKED in trust
+    found = [f"[[{name}]] at {reader.where(name)}" for name in TABLES if name in document]
+    found += [f"`trust.revoked` at {reader.where('trust', _REVOKED)}"] if revokes else []
+    if found:
+        why = "in production" if production else 'with `trust.source = "tuf"`'
+        reader.fail(
+            "config.invalid",
+            f"{', '.join(found)}: {why} what grants or revokes stands in "
+            "the signed policy alone; sign it there: executor trust sign policy.toml",
+        )
 
 
 def _check_files(reader: Reader, config: Config) -> None:

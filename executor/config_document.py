@@ -61,8 +61,11 @@ class Document:
         return any(tables)
 
 
-def parse(text: bytes, *, name: str, folder: Path) -> Document:
-    """A policy file, whole or not at all. Errors  `config.*`, all of them in one message."""
+def parse(text: bytes, *, name: str, folder: Path | None) -> Document:
+    """A policy file, whole or not at all; without `folder` it may name no other files.
+
+    Errors  `config.*`, all of them in one message.
+    """
     if len(text) > BYTES_MAX:
         raise ExecutorError("config.invalid", f"{name}: above {BYTES_MAX} bytes")
     try:

@@ -63,7 +63,7 @@ class Key:
 class Reader:
     """One reading of one file: collects every error before it raises."""
 
-    def __init__(self, text: str, name: str, folder: Path) -> None:
+    def __init__(self, text: str, name: str, folder: Path | None) -> None:
         self.name = name
         self.folder = folder
         self.errors: list[tuple[str, str]] = []  # code, message
@@ -288,6 +288,10 @@ class _Table:
         return Fallback(codes, data, content_type)
 
     def _content(self, what: str, name: str) -> bytes:
+        if self._reader.folder is None:
+            # Its signers see no file of a host, and must not be able to ask for one.
+            self.fail(f"`{what}` cannot stand in a signed policy: write `result` instead")
+            return b""
         try:
             with (self._reader.folder / name).open("rb") as file:
                 return file.read(PAYLOAD_MAX + 1)

@@ -117,6 +117,13 @@ def _tenant_fields(party: Any) -> dict[str, Any]:
 
 
 def _file() -> Path:
+    """The file to edit. Errors  `config.invalid` where the tenants are signed."""
+    if state().config(bootstrap=True).signed:
+        raise ExecutorError(
+            "config.invalid", "tenants stand in the signed policy",
+            hint="edit [[tenant]] in policy.toml, then: executor trust sign policy.toml, and for a "
+            "new one executor nats apply",
+        )  # fmt: skip
     return state().config_path or Path(configs.FILE)
 
 
@@ -131,11 +138,11 @@ def add(name: str) -> None:
     """
     if not subjects.is_token(name):
         raise click.UsageError(f"`{name}` is not of [A-Za-z0-9_-]{{1,64}}.")
+    path = _file()
     config = state().config(required=True)
     if config.policy.tenant(name) is not None:
         raise ExecutorError("config.invalid", f"tenant `{name}` exists",
                             hint="executor tenant list")  # fmt: skip
-    path = _file()
     before = path.read_text(encoding="utf-8")
     after = (
         f'{before.rstrip()}\n\n[[tenant]]\nname = "{name}"\n'
@@ -162,6 +169,7 @@ def remove(name: str, yes: bool) -> None:  # noqa: FBT001
 
     Example: executor tenant remove acme --yes
     """
+    path = _file()
     config = state().config(required=True)
     if config.policy.tenant(name) is None:
         raise ExecutorError("config.missing", f"no tenant `{name}`", hint="executor tenant list")
@@ -169,7 +177,6 @@ def remove(name: str, yes: bool) -> None:  # noqa: FBT001
         if not sys.stdin.isatty():
             raise click.UsageError("Off a terminal, confirm with --yes.")
         click.confirm(f"Delete tasks, outcomes and data of `{name}`?", abort=True, err=True)
-    path = _file()
     after = _without(path.read_text(encoding="utf-8"), name)
     _check_without(config, after, path, name)
 

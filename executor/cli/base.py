@@ -20,6 +20,7 @@ from executor.config import Config
 from executor.core import content, subjects
 from executor.errors import ExecutorError
 from executor.model import PAYLOAD_MAX
+from executor.trust import believed
 
 T = TypeVar("T")
 
@@ -35,9 +36,13 @@ class State:
     out: Output = field(default_factory=Output)
     config_path: Path | None = None
 
-    def config(self, *, required: bool = False) -> Config:
-        """The configuration. Errors  `config.*`."""
-        return configs.load(self.config_path, required=required)
+    def config(self, *, required: bool = False, bootstrap: bool = False) -> Config:
+        """The configuration under the policy in force; `bootstrap`: as the file is, no more.
+
+        Errors  `config.*`, `trust.*` where the policy is signed and nothing was verified yet.
+        """
+        config = configs.load(self.config_path, required=required)
+        return config if bootstrap else believed(config)
 
 
 def state() -> State:
@@ -95,11 +100,11 @@ class Family(click.Group):
         super().__init__(*args, **kwargs)
         self.params += _options()
 
-    def get_help_option(self, context: click.Context) -> click.Option | None:
-        """Asked for by whoever reads this page: its line is better spent on a verb."""
-        option = super().get_help_option(context)
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        """Hidden at the top: whoever reads the help knows it, and the verbs need the line."""
+        option = super().get_help_option(ctx)
         if option is not None:
-            option.hidden = True
+            option.hidden = ctx.parent is None
         return option
 
     def list_commands(self, _context: click.Context) -> list[str]:

@@ -180,7 +180,7 @@ def build(
 
     Example: executor build hello --key keys/author.key
     """
-    config = state().config()
+    config = state().config(bootstrap=True)
     secret = read_key(key, ask=True) if key else None
     builder = read_key(builder_key, ask=True) if builder_key else None
     if not folder.is_dir():

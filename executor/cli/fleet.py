@@ -136,7 +136,7 @@ def quarantine_list() -> None:
 
     Example: executor quarantine list
     """
-    config = state().config(required=True)
+    config = state().config(required=True, bootstrap=True)
     found = run_async(_with_control(config, lambda bucket, _: bucket.entries("quarantine")), "NATS")
     out, now = state().out, _now_ms()
     modules = [
@@ -161,7 +161,7 @@ def quarantine_add(digest: str) -> None:
 
     Example: executor quarantine add sha256:9f2c…
     """
-    config = state().config(required=True)
+    config = state().config(required=True, bootstrap=True)
     key = subjects.quarantine_key(digest)
     value = control.encode(
         "quarantine", key, config.text("host.environment"), at=_now_ms(), code="-", task="-",
@@ -181,7 +181,7 @@ def quarantine_lift(digest: str) -> None:
 
     Example: executor quarantine lift sha256:9f2c…
     """
-    config = state().config(required=True)
+    config = state().config(required=True, bootstrap=True)
     key = subjects.quarantine_key(digest)
     known = _take_back(config, key)
     state().out.data(
@@ -282,7 +282,7 @@ def health(file: Path | None, live: bool, max_age: int) -> None:  # noqa: FBT001
 
     Example: executor health
     """
-    path = file or state().config(required=True).path("host.health_file")
+    path = file or state().config(required=True, bootstrap=True).path("host.health_file")
     if path is None:
         hint = 'set health_file = "health.json" under [host], and start serve again'
         raise ExecutorError("config.missing", "`host.health_file` is not set", hint=hint)

@@ -29,6 +29,7 @@ from executor.cli import (
     scanning,
     schedule,
     starting,
+    trust,
     understanding,
 )
 from executor.cli.base import Family, State, Verb, state, unwritable
@@ -109,7 +110,7 @@ _TOPICS: Final = {"exit-codes": _exit_codes, "environment": _environment}
 for _verb in (
     *demo.VERBS, *starting.VERBS, *running.VERBS, *building.VERBS, *modules.VERBS,
     *scanning.VERBS, *operate.VERBS, *schedule.VERBS, *dead.VERBS, *fleet.VERBS, *admin.VERBS,
-    *bench.VERBS, *understanding.VERBS, topic_help,
+    *bench.VERBS, *trust.VERBS, *understanding.VERBS, topic_help,
 ):  # fmt: skip
     cli.add_command(_verb)
 

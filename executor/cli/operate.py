@@ -8,6 +8,7 @@ import os
 import re
 import socket
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +16,7 @@ from typing import Any, Final
 import click
 
 from executor import config as configs
-from executor.cli import output
+from executor.cli import output, signing
 from executor.cli.base import (
     Verb,
     pick_tenant,
@@ -41,6 +42,7 @@ from executor.transport.connection import Connection
 from executor.transport.control import Control
 from executor.transport.objects import Objects
 from executor.transport.server import PrivateServer
+from executor.trust import believed
 from executor.trust.file import FileTrust
 
 _DURATION: Final = re.compile(r"(\d{1,12}(?:\.\d{1,3})?)(ms|s|m|h|d)\Z", re.ASCII)
@@ -73,14 +75,24 @@ def moment_ms(text: str) -> int:
     return at
 
 
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A release, the lines that would grant what it wants more, and whether it is in force."""
+
+    release: Release
+    missing_grants: list[str]
+    in_force: bool  # else others still have to sign it
+
+
 async def publish_module(
     config: Config, data: bytes, tenant: str, statement: bytes | None = None
-) -> tuple[Release, list[str]]:
-    """Verify, compile, store by digest, release. Returns the release and what is not granted yet.
+) -> Published:
+    """Verify, compile, store by digest, release.
 
     `statement` is the builder's, stored beside the module; checked where policy asks for one.
 
-    Errors  `module.*`, `policy.task-unknown` for an unknown tenant, `transport.*`.
+    Errors  `module.*`, `policy.task-unknown` for an unknown tenant, `transport.*`, and where
+            releases are signed `trust.*` and `config.missing`.
     """
     party = config.policy.tenant(tenant)
     if party is None:
@@ -116,19 +128,25 @@ async def publish_module(
     try:
         if statement is not None:  # first: whoever sees the release finds it
             await Objects(connection).put(provenance.object_name(digest), statement)
-        await store(connection, config, live, data)
+        in_force = await store(connection, config, live, data)
     finally:
         await connection.close()
-    return live, missing
+    return Published(live, missing, in_force)
 
 
-async def store(connection: Connection, config: Config, live: Release, data: bytes) -> None:
-    """Put the bytes under the release's digest and point the task's name at it."""
+async def store(connection: Connection, config: Config, live: Release, data: bytes) -> bool:
+    """Put the bytes under the release's digest and point the task's name at it.
+
+    False if that waits for the signatures of others.
+    """
     await Objects(connection).put(live.digest, data)
+    if config.signed:
+        return await signing.release(config, connection, live)
     await Control(connection).put(
         subjects.release_key(live.tenant, live.task),
         release.encode(live, config.text("host.environment")),
     )
+    return True
 
 
 @click.command("publish", cls=Verb)
@@ -149,15 +167,16 @@ def publish(module: Path, tenant: str | None, statement: Path | None) -> None:
     config, data = state().config(required=True), read_file(module)
     of_tenant = pick_tenant(config, tenant)
     said = read_statement(module, statement)
-    live, missing = run_async(
-        publish_module(config, data, of_tenant, said), "the compiler and NATS"
-    )
+    work = publish_module(config, data, of_tenant, said)
+    done = run_async(work, "the compiler and NATS")
+    live, missing = done.release, done.missing_grants
+    state_text = "live" if done.in_force else "staged; others sign it with executor trust sign"
     out = state().out
     out.data(
         {"schema": "executor.release/1", "tenant": live.tenant, "task": live.task,
          "version": live.version, "digest": live.digest, "missing_grants": missing,
-         "provenance": said is not None},
-        f"{live.tenant}/{live.task} {live.version} is live\n{live.digest}",
+         "provenance": said is not None, "in_force": done.in_force},
+        f"{live.tenant}/{live.task} {live.version} is {state_text}\n{live.digest}",
     )  # fmt: skip
     if missing:
         out.warn(f"its tasks will be denied until [[grant]] has, a line each: {'; '.join(missing)}")
@@ -177,7 +196,7 @@ def serve(embedded: bool, ready_file: Path | None) -> None:  # noqa: FBT001
 
     Example: executor serve --embedded
     """
-    config = state().config(required=True)
+    config = state().config(required=True, bootstrap=True)
     log = Log(quiet=state().out.quiet)
     run_async(_serve(config, log, embedded=embedded, ready_file=ready_file))
 
@@ -217,12 +236,17 @@ async def _embed(stack: contextlib.AsyncExitStack, config: Config, telemetry: Te
     folder.mkdir(exist_ok=True)
     server = await stack.enter_async_context(PrivateServer(folder, port=int(port)))
     local = config.with_values(nats__url=server.url)
+    repository = signing.repository_of(config) if config.signed else None
+    if repository is not None and repository.in_force:
+        signing.adopt(config, repository)
+    tenants = believed(local).policy.tenants
     connection = await Connection.open(
         settings(local, "executor-apply", "deployer_"), lambda _n, _f: None
     )
     try:
-        queues = [queue(tenant) for tenant in local.policy.tenants]
-        await streams.apply(connection, queues, stream_options(local))
+        await streams.apply(connection, map(queue, tenants), stream_options(local))
+        if repository is not None and repository.in_force:
+            await signing.push(connection, repository)
     finally:
         await connection.close()
     return Host(local, telemetry)

@@ -56,7 +56,7 @@ def run(module: Path, text: str | None, kind: str, allow: tuple[str, ...], pairs
         lowered["memory_bytes"] = memory_mib * MIB
     if deadline_ms is not None:
         lowered["deadline_ms"] = deadline_ms
-    config = state().config()
+    config = state().config(bootstrap=True)
     order = local.Order(
         module=read_file(module), input=data, content_type=content_type, allow=allow,
         kv=_pairs(pairs) if pairs else None, lowered=tuple(lowered.items()),

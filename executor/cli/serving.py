@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from executor import __version__
 from executor.cli.heartbeat import Heartbeat
 from executor.cli.intake import Intake
 from executor.cli.modules import read_key
+from executor.cli.trusting import Keeper
 from executor.config import Config
 from executor.core import provenance
 from executor.core import release as releases
@@ -37,6 +38,9 @@ from executor.transport.objects import Objects
 from executor.transport.outbox import Outbox
 from executor.transport.settings import PING_S, Settings, from_config
 from executor.trust.file import FileTrust
+
+if TYPE_CHECKING:
+    from executor.trust.source import Verified
 
 # Pings in the time of a lease: when the third in a row is due, half of it is left.
 _PINGS: Final = 6
@@ -74,7 +78,15 @@ class _Modules:
     telemetry: Telemetry
     environment: str
     on_change: Callable[[Release], None]
+    signed: bool = False  # releases come from signed metadata, an entry counts for nothing
     _live: dict[tuple[str, str], Release] = field(default_factory=dict)
+
+    def replace(self, releases: Mapping[tuple[str, str], Release]) -> None:
+        """All that is live now, as signed."""
+        before, self._live = self._live, dict(releases)
+        for name, release in releases.items():
+            if before.get(name) != release:
+                self.on_change(release)
 
     def entry(self, key: str, value: bytes | None, revision: int) -> None:
         """One entry of CONTROL; junk leaves what was in force."""
@@ -83,6 +95,9 @@ class _Modules:
         if parts[0] != "release" or len(parts) != 3:  # noqa: PLR2004
             return
         name = (parts[1], parts[2])
+        if self.signed:
+            self.telemetry.security_event("release-not-signed", key=key)
+            return
         if value is None:
             self._live.pop(name, None)
             return
@@ -157,7 +172,12 @@ class Host:
         self.telemetry = telemetry
         self._key = key or _outcome_key(config)
         self._trust = FileTrust(config)
-        self._check_trust(config)
+        self._keeper: Keeper | None = None
+        self._over = ""  # why nobody can be judged now
+        if config.signed:
+            self._keeper = Keeper(config, telemetry, self._put_in_force, self._hold)
+        else:
+            self._check_trust(config)
         self._clock = ServerClock()
         self._draining = False
         self._warm: set[asyncio.Task[None]] = set()
@@ -177,6 +197,9 @@ class Host:
                 hint=f'add to executor.toml: [[executor]] name = "{config.text("host.name")}" '
                 f'key = "{self._key.public.text}"',
             )  # fmt: skip
+        if by in config.revoked:
+            raise ExecutorError("trust.missing", f"this host's key `{by}` is revoked",
+                                hint="make another: executor keygen")  # fmt: skip
 
     async def start(self) -> None:
         """Connect, check the streams, admit what is released, begin to pull.
@@ -198,6 +221,11 @@ class Host:
             raise
 
     async def _start(self) -> None:
+        if self._keeper is not None:
+            state = await self._keeper.first(self.connection)
+            self.config = self.config.granting(state.document)
+            self._check_trust(self.config)
+            self._trust.replace(self.config)
         await self._check_containment()
         queues = [queue(tenant) for tenant in self.config.policy.tenants]
         await streams.check(self.connection, queues, stream_options(self.config))
@@ -205,7 +233,7 @@ class Host:
         await self._outbox.start()
         self._modules = _Modules(
             Objects(self.connection), self.telemetry, self.config.text("host.environment"),
-            self._released,
+            self._released, signed=self.config.signed,
         )  # fmt: skip
         self._board = Board(self.connection)
         self._intake = Intake(
@@ -235,6 +263,8 @@ class Host:
         )  # fmt: skip
         self._watch = Watch(self.connection, self._entry)
         await self._watch.start()
+        if self._keeper is not None:
+            self._modules.replace(self._keeper.state.releases)
         # Admit before the first task: a sandbox is born with what is known by then. Compilers take
         # turns, so one tenant's bombs could hold up the start of all: what is not admitted in the
         # time of one compilation is admitted while others work.
@@ -248,6 +278,8 @@ class Host:
         self.pipeline.start()
         for tenant in self.config.policy.tenants:
             await self._intake.add(tenant)
+        if self._keeper is not None:
+            await self._keeper.start()
         await self._heartbeat.beat()
         self.telemetry.observe(self._levels)
         # What exists now lives as long as the process; what a task leaves behind has no cycles, and
@@ -306,6 +338,8 @@ class Host:
             return "draining"
         if not self.connection.connected:
             return "not connected to NATS"
+        if self._over:
+            return self._over
         return "" if self._intake.windows() else "starting"
 
     def _released(self, release: Release) -> None:
@@ -339,39 +373,66 @@ class Host:
         Policy, trust and tenants change now; host, NATS, delivery and sandbox settings need a new
         start, which is said.
 
-        Errors  `config.missing`, `trust.missing`, `transport.*`; what was in force stays in force.
+        Errors  `config.missing`, `trust.missing`: what was in force stays in force; `transport.*`:
+                only new tenants are not served.
         """
+        if self._keeper is not None and not config.document.grants_anything:
+            config = config.granting(self._keeper.state.document)
         self._check_trust(config)
         fixed = [
             name for name, value in config.values.items()
             if not name.startswith("limits.") and value != self.config.values[name]
         ]  # fmt: skip
-        before = {tenant.name for tenant in self.config.policy.tenants}
         after = {tenant.name for tenant in config.policy.tenants}
-        await streams.apply(
-            self.connection, [queue(t) for t in config.policy.tenants if t.name not in before],
-            stream_options(self.config),
-        )  # fmt: skip
-        for name in sorted(before - after):
+        for name in sorted(self._intake.windows().keys() - after):
             await self._intake.remove(name)
+        # A revocation must not wait for the streams of a new tenant.
         self.config = config
         self._trust.replace(config)
         self.pipeline.decide_again()
         for release in self._modules.releases():
             self._released(release)
         share(self.pipeline.pool.slots, config)
-        for tenant in config.policy.tenants:
-            if tenant.name not in before:
-                await self._intake.add(tenant)
+        await self._serve_tenants()
         self._intake.replace(config.policy.tenants)
         self.telemetry.log.event(
             "reloaded", tenants=",".join(sorted(after)), needs_restart=",".join(fixed) or "-"
         )
 
+    async def _serve_tenants(self) -> None:
+        """Pull whoever is not pulled yet. Errors  `transport.*`."""
+        known = self._intake.windows()
+        new = [t for t in self.config.policy.tenants if t.name not in known]
+        if not new or self._over:
+            return
+        await streams.apply(self.connection, map(queue, new), stream_options(self.config))
+        for tenant in new:
+            await self._intake.add(tenant)
+
+    async def _put_in_force(self, state: Verified) -> None:
+        """Another state of signed trust: releases first, so that all is admitted once."""
+        self._modules.replace(state.releases)
+        if state.document != self.config.document:
+            await self.reload(self.config.granting(state.document))
+
+    async def _hold(self, why: str) -> None:
+        """Ask for nothing while nobody can be judged; "": go on."""
+        self._over = why
+        if why:
+            for name in self._intake.windows():
+                await self._intake.remove(name)
+            self.pipeline.hold()
+        else:
+            self.pipeline.go_on()
+            await self._serve_tenants()
+        self._heartbeat.write_health()
+
     async def close(self, *, drain_ms: int) -> None:
         """Ask for nothing more, end or give back what is in hand, and leave."""
         self._draining = True
         self._heartbeat.write_health()
+        if self._keeper is not None:
+            await self._keeper.stop()
         await self._intake.stop()
         if drain_ms:
             await self.pipeline.drain(drain_ms / 1000)

@@ -11,6 +11,8 @@ import click
 from executor import config as configs
 from executor.cli.base import Verb, state, unwritable, write_file
 from executor.cli.modules import write_secret
+from executor.cli.signing import adopt, repository_of
+from executor.cli.trust import POLICY_FILE, local_keys, single_rules
 from executor.core import subjects
 from executor.core.signature import SecretKey
 from executor.errors import ExecutorError
@@ -30,6 +32,14 @@ url = "nats://127.0.0.1:4222"
 [sandbox]
 count = 2
 
+{trust}"""
+
+_SIGNED: Final = """\
+[trust]
+source = "tuf"                            # what grants stands in policy.toml, and is signed
+"""
+
+_POLICY: Final = """\
 [[tenant]]
 name = "{tenant}"
 ceiling = {{ capabilities = ["log", "clock", "random", "kv"] }}
@@ -82,7 +92,8 @@ TASK(in) {
 @click.command("init", cls=Verb)
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default=".")
 @click.option("--tenant", default="acme", show_default=True, help="The first tenant.")
-def init(folder: Path, tenant: str) -> None:
+@click.option("--signed", is_flag=True, help="What grants is signed, by keys made here.")
+def init(folder: Path, tenant: str, signed: bool) -> None:  # noqa: FBT001
     """Make FOLDER ready: executor.toml, keys, a first task.
 
     Example: executor init mine
@@ -106,19 +117,36 @@ def init(folder: Path, tenant: str) -> None:
         write_secret(keys / f"{name}.key", key.pem())
         write_file(keys / f"{name}.pub", f"{key.public.text}\n".encode("ascii"))
     write_secret(keys / "cache.key", f"{secrets.token_hex(32)}\n".encode("ascii"))
-    text = _CONFIG.format(tenant=tenant, author=author.public.text, executor=host.public.text)
-    write_file(target, text.encode())
+    policy = _POLICY.format(tenant=tenant, author=author.public.text, executor=host.public.text)
+    write_file(target, _CONFIG.format(trust=_SIGNED if signed else policy).encode())
+    if signed:
+        _sign(target, policy)
     for name, content in (("task.toml", _TASK), ("hello.c", _SOURCE), ("sample.in", "world"),
                           ("sample.out", "Hello, world!\n")):  # fmt: skip
         if not (hello / name).exists():
             write_file(hello / name, content.encode())
+    also = f"{folder / POLICY_FILE}, {folder / 'trust'}/, " if signed else ""
     where = "" if folder == Path() else f"cd {folder} && "
     state().out.data(
         {"schema": "executor.init/1", "folder": str(folder), "tenant": tenant,
          "author": author.public.text, "executor": host.public.text},
-        f"made {target}, {keys}/ and {hello}/\n"
+        f"made {target}, {also}{keys}/ and {hello}/\n"
         f"next: {where}executor build hello --key keys/author.key",
     )  # fmt: skip
+
+
+def _sign(target: Path, policy: str) -> None:
+    """The policy in a file of its own, signed by keys that stay in this folder."""
+    head = "# What grants. After a change: executor trust sign policy.toml\n\n"
+    text = head.encode() + policy.encode()
+    write_file(target.parent / POLICY_FILE, text)
+    config = configs.load(target, environ={})
+    keys = local_keys(target.parent / config.text("trust.keys_folder"))
+    repository = repository_of(config)
+    repository.make(config.text("host.environment"), single_rules(keys), text)
+    repository.sign(list(keys.values()))
+    repository.put_in_force(list(keys.values()))
+    adopt(config, repository)
 
 
 VERBS = (init,)

@@ -100,7 +100,7 @@ def show() -> None:
 
     Example: executor config show
     """
-    loaded = state().config()
+    loaded = state().config(bootstrap=True)
     rows = [(name, output.number(v) if type(v) is int else _shown(v), loaded.sources[name],
              KEYS[name.partition(".")[0]][name.partition(".")[2]].why)
             for name, v in loaded.values.items()]  # fmt: skip

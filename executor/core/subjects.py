@@ -15,6 +15,7 @@ _TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 LATER: Final = "LATER"
 CONTROL_BUCKET: Final = "CONTROL"
 MODULES_BUCKET: Final = "MODULES"
+TRUST_BUCKET: Final = "TRUST"
 # In a cancellation: whichever task has the id.
 ANY_TASK: Final = "_"
 # Last token of a recurring schedule in LATER; that of a retry is a number.

@@ -81,6 +81,7 @@ class Pipeline:
     _ids: dict[_IdOf, Job] = field(default_factory=dict)  # of those that are looked up
     _slow: dict[asyncio.Task[None], Job] = field(default_factory=dict)
     _draining: bool = False
+    _held_up: bool = False  # nobody can be judged now
 
     def __post_init__(self) -> None:
         """Leases and cancellations end jobs of this pipeline."""
@@ -104,7 +105,7 @@ class Pipeline:
             # under the new lease, and the old delivery's credit is free.
             self.intake.completed(delivery.tenant)
             return
-        if self._draining:
+        if self._draining or self._held_up:
             self.outbox.nak(delivery.lease)
             self.intake.completed(delivery.tenant)
             return
@@ -219,6 +220,19 @@ class Pipeline:
             else:
                 self.on_again(job)
 
+    def hold(self) -> None:
+        """Trust is over, so nobody can be judged: what has not started goes back to its queue.
+
+        What runs was judged before and ends as it does; nothing loses an attempt.
+        """
+        self._held_up = True
+        for job in self.pool.take_waiting():
+            self._give_back(job)
+
+    def go_on(self) -> None:
+        """Take deliveries again."""
+        self._held_up = False
+
     def look_again(self) -> None:
         """A task was paused or a module put in quarantine: what has not started is held up too."""
         for job in self.pool.take_waiting():
@@ -228,7 +242,7 @@ class Pipeline:
         """A job that has not run, or whose sandbox died under another one, comes back."""
         if job.settled or job.ended:
             return
-        if self._draining:
+        if self._draining or self._held_up:
             self._give_back(job)
             return
         if job.instead is not None:
@@ -246,6 +260,9 @@ class Pipeline:
 
     def _dispatch(self, job: Job, admitted: Admitted) -> None:
         if job.settled or job.ended:
+            return
+        if self._held_up:  # while it was on its way
+            self._give_back(job)
             return
         job.admitted = admitted
         job.forget_calls()

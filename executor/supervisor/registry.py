@@ -208,10 +208,12 @@ class Registry:
         }
 
     def _bereft(self, admitted: Admitted) -> bool:
-        """Whether revoked keys leave too few of those that vouched."""
+        """Whether too few are left of those that vouched: keys that are revoked, or not listed."""
         names = zip(admitted.signers, admitted.publishers, strict=True)
-        left = [(key, name) for key, name in names if not self.trust.is_revoked(key)]
         release = admitted.release
+        publishers = self.trust.publishers(release.tenant, release.task)
+        listed = {publisher.key.key_id.hex() for publisher in publishers}
+        left = [(k, n) for k, n in names if k in listed and not self.trust.is_revoked(k)]
         needed = self.trust.policy().required(release.tenant, release.task).signatures
         few = min(len({key for key, _ in left}), len({name for _, name in left})) < needed
         return few and len(left) < len(admitted.signers)

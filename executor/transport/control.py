@@ -28,7 +28,7 @@ STREAM: Final = f"KV_{subjects.CONTROL_BUCKET}"
 PREFIX: Final = f"$KV.{subjects.CONTROL_BUCKET}."
 _KEY: Final = re.compile(r"[A-Za-z0-9_=/-]+(\.[A-Za-z0-9_=/-]+)*\Z")
 _KEY_MAX: Final = 256
-_OPERATION: Final = "KV-Operation"
+OPERATION: Final = "KV-Operation"
 _DELETED: Final = frozenset({"DEL", "PURGE"})
 # Type → where its keys name the tenant, behind the type.
 _TENANT_AT: Final = {"release": 0, "cancel": 0, "pause": 0, "schedule": 0, "breaker": 1}
@@ -55,7 +55,7 @@ def _tenant_of(key: str) -> str:
 
 def value_of(stored: StoredMessage) -> bytes | None:
     """Return the value of a bucket's message, None for a deletion."""
-    return None if stored.headers.get(_OPERATION) in _DELETED else stored.body
+    return None if stored.headers.get(OPERATION) in _DELETED else stored.body
 
 
 class Control:
@@ -76,7 +76,7 @@ class Control:
 
     async def delete(self, key: str) -> int:
         """Delete; watchers see None. A key that does not exist is deleted all the same."""
-        return await self._store(key, b"", {_OPERATION: "DEL"})
+        return await self._store(key, b"", {OPERATION: "DEL"})
 
     async def _store(self, key: str, value: bytes, headers: dict[str, str]) -> int:
         try:

@@ -19,6 +19,7 @@ from executor.transport.connection import Connection
 CONSUMER: Final = "executor"  # one durable name; every executor of a tenant shares it
 STORED: Final = "stored."  # only the server publishes below it
 CONTROL_STORED: Final = "stored.control."
+TRUST_STORED: Final = "stored.trust."
 
 _MS: Final = 1_000_000  # the API counts in nanoseconds
 _KIB: Final = 1024
@@ -54,6 +55,7 @@ class Options:
     outcome_max_bytes: int = 1024 * _MIB  # of each tenant; the server reserves it
     duplicate_window_ms: int = 120_000
     control_max_bytes: int = 64 * _MIB
+    trust_max_bytes: int = 64 * _MIB  # a change is some kilobytes, and old ones stay
     tenant_kv_max_bytes: int = 64 * _MIB
 
 
@@ -147,13 +149,14 @@ def _bucket(name: str, max_bytes: int, options: Options) -> Config:
     }
 
 
-def _control(options: Options) -> Config:
-    bucket = subjects.CONTROL_BUCKET
+def _heard(name: str, max_bytes: int, stored: str, options: Options) -> Config:
+    """A bucket whose watchers need no consumer, which executors may not make.
+
+    They listen below `stored`, where only what was stored arrives, with its revision.
+    """
     return {
-        **_bucket(bucket, options.control_max_bytes, options),
-        # Watchers listen here: only what was stored arrives, with its revision, and no consumer
-        # has to be made (executors may not make any).
-        "republish": {"src": f"$KV.{bucket}.>", "dest": f"{CONTROL_STORED}>"},
+        **_bucket(name, max_bytes, options),
+        "republish": {"src": f"$KV.{name}.>", "dest": f"{stored}>"},
     }
 
 
@@ -183,8 +186,9 @@ def _consumer(options: Options) -> Config:
 def desired(tenants: Iterable[TenantQueue], options: Options) -> Iterator[Config]:
     """Every stream, LATER before the queues that source it."""
     yield _later(options)
-    yield _control(options)
+    yield _heard(subjects.CONTROL_BUCKET, options.control_max_bytes, CONTROL_STORED, options)
     yield _modules(options)
+    yield _heard(subjects.TRUST_BUCKET, options.trust_max_bytes, TRUST_STORED, options)
     for tenant in tenants:
         yield _tasks(tenant, options)
         yield _outcomes(tenant.name, options)

@@ -1,7 +1,7 @@
-"""Trust from `executor.toml`: for development and the first steps.
+"""The trust port over a configuration: what its own file grants, or the signed policy it is under.
 
-[[publisher]], [[executor]] and `trust.revoked` of the file, as the supervisor's and the client's
-trust port. Whoever can write the file decides; a signed source comes beside this one.
+[[publisher]], [[executor]] and `revoked`. With `trust.source = "file"` whoever can write the file
+decides: for development and the first steps. With "tuf" a verified policy was put in its place.
 """
 
 from __future__ import annotations

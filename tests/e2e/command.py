@@ -137,10 +137,10 @@ class House(Shell):
         """What `serve` wrote."""
         return (self.folder / "serve.log").read_text("utf-8", "replace")
 
-    def open(self) -> None:
+    def open(self, *options: str) -> None:
         """`init`, then `serve` until it says that it is ready."""
         self.folder.mkdir()
-        self.run("init", ".")
+        self.run("init", ".", *options)
         self.port = free_port()
         config = self.folder / "executor.toml"
         text = config.read_text().replace("127.0.0.1:4222", f"127.0.0.1:{self.port}")
@@ -162,6 +162,11 @@ class House(Shell):
             assert int(os.read(reader, 32)) == self.server.pid
         finally:
             os.close(reader)
+
+    def serve_again(self) -> None:
+        """Start it once more in the same folder."""
+        (self.folder / "ready").unlink(missing_ok=True)
+        self.serve()
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to `serve`."""

@@ -12,6 +12,12 @@ from tests.e2e.command import TASKS, Done, House, Shell, wasm
 
 _NEW = itertools.count()
 
+_WHO = [
+    *(part for who in ("root", "targets", "policy", "releases", "online")
+      for part in (f"--{who}", "keys/author.pub")),
+    "--threshold", "root=1", "--threshold", "policy=1",
+]  # fmt: skip
+
 # name → (arguments, schema); `{new}` is a name that was never used, `{tmp}` an empty folder.
 HAPPY = {
     "init": (["init", "{tmp}/mine"], "executor.init/1"),
@@ -65,6 +71,22 @@ HAPPY = {
     "nats config": (["nats", "config", "--make-tls", "--out", "{tmp}/nats"],
                     "executor.nats-config/1"),
     "nats mint": (["nats", "mint", "reader_acme", "--out", "{tmp}/nats"], "executor.minted/1"),
+    "trust init": (["trust", "init", "--folder", "{tmp}/signed", "--policy-file",
+                    "{signed}/policy.toml", *_WHO], "executor.trust/1"),
+    "trust status": (["trust", "status", "--config", "{signed}/executor.toml"], "executor.trust/1"),
+    "trust sign": (["trust", "sign", "{signed}/policy.toml", "--config", "{signed}/executor.toml"],
+                   "executor.trust/1"),
+    "trust rotate": (["trust", "rotate", "--days", "policy={number}", "--config",
+                      "{signed}/executor.toml"], "executor.trust/1"),
+    "trust revoke": (["trust", "revoke", f"sha256:{'ab' * 32}", "--config",
+                      "{signed}/executor.toml"], "executor.trust/1"),
+    "trust renew": (["trust", "renew", "policy", "--config", "{signed}/executor.toml"],
+                    "executor.trust/1"),
+    "trust verify": (["trust", "verify", "--config", "{signed}/executor.toml"],
+                     "executor.trust-verified/1"),
+    "trust push": (["trust", "push", "--config", "{signed}/executor.toml"], "executor.trust/1"),
+    "trust refresh": (["trust", "refresh", "--config", "{signed}/executor.toml"],
+                      "executor.trust-verified/1"),
     "doctor": (["doctor"], "executor.doctor/1"),
     "explain": (["explain"], "executor.codes/1"),
     "explain a code": (["explain", "guest.trap"], "executor.code/1"),
@@ -81,14 +103,28 @@ VERBS = [
     "pause", "resume", "quarantine list", "quarantine add", "quarantine lift", "top", "health",
     "tenant list", "tenant add", "tenant remove",
     "nats apply", "nats check", "nats config", "nats mint", "nats reload", "nats revoke",
-    "bench module", "bench plan", "doctor", "explain", "config show", "config check", "help",
+    "bench module", "bench plan", "trust init", "trust sign", "trust status", "trust rotate",
+    "trust revoke", "trust renew", "trust verify", "trust push", "trust refresh", "doctor",
+    "explain", "config show", "config check", "help",
 ]  # fmt: skip
 UNLISTED = {"help"}
-FAMILIES = ["", "schedule", "dead", "quarantine", "tenant", "nats", "bench", "config"]
+FAMILIES = ["", "schedule", "dead", "quarantine", "tenant", "nats", "bench", "trust", "config"]
 
 
-def _arguments(house: House, template: list[str], tmp_path: Path) -> list[str]:
-    name = f"n{next(_NEW)}"
+@pytest.fixture(scope="module")
+def signed(house: House, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of `init --signed`, on the house's server."""
+    folder = tmp_path_factory.mktemp("signed") / "mine"
+    house.run("init", str(folder), "--signed")
+    config = folder / "executor.toml"
+    config.write_text(config.read_text().replace("nats://127.0.0.1:4222", house.url))
+    house.run("trust", "push", "--config", str(config))
+    return folder
+
+
+def _arguments(house: House, template: list[str], tmp_path: Path, signed: Path) -> list[str]:
+    number = next(_NEW)
+    name = f"n{number}"
     if "{tenant}" in template:
         house.run("tenant", "add", name)
     if "{dead}" in template:
@@ -98,7 +134,15 @@ def _arguments(house: House, template: list[str], tmp_path: Path) -> list[str]:
     if template[:2] == ["nats", "mint"]:
         house.run("nats", "config", "--jwt", "--plain", "--out", str(tmp_path / "nats"))
     return [
-        part.format(new=name, tenant=name, dead=name, schedule=name, tmp=tmp_path)
+        part.format(
+            new=name,
+            tenant=name,
+            dead=name,
+            schedule=name,
+            tmp=tmp_path,
+            signed=signed,
+            number=number + 1,
+        )
         if "{" in part
         else part
         for part in template
@@ -112,7 +156,7 @@ def _undo(house: House, arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize("case", HAPPY)
-def test_happy_path(house: House, tmp_path: Path, case: str) -> None:
+def test_happy_path(house: House, tmp_path: Path, signed: Path, case: str) -> None:
     """A text on stdout, or with --json one object with its schema; stderr is empty with either.
 
     A list is one object a line. The text is asked for with -q, which silences all talk.
@@ -120,9 +164,9 @@ def test_happy_path(house: House, tmp_path: Path, case: str) -> None:
     template, schema = HAPPY[case]
     (tmp_path / "1").mkdir()
     (tmp_path / "2").mkdir()
-    people = [*_arguments(house, template, tmp_path / "1"), "-q"]
-    programs = [*_arguments(house, template, tmp_path / "2"), "--json"]
-    if template[0] == "tenant":  # which write the same file
+    people = [*_arguments(house, template, tmp_path / "1", signed), "-q"]
+    programs = [*_arguments(house, template, tmp_path / "2", signed), "--json"]
+    if template[0] in {"tenant", "trust"}:  # which write the same file
         quiet, plain = house.call(*people), house.call(*programs)
     else:
         quiet, plain = house.call_all(people, programs)

@@ -9,8 +9,9 @@ from typing import Final
 
 import pytest
 
-from executor import config
+from executor import config, config_document
 from executor.config import KEYS, Config
+from executor.config_document import TABLES
 from executor.config_tables import Key, Value
 from executor.core.policy import Ceiling, Tenant
 from executor.core.settlement import Rules
@@ -73,7 +74,8 @@ def variable(name: str) -> str:
 # Sources.
 
 
-@pytest.mark.parametrize("name", NAMES)
+# One value of it is refused alone: production demands a signed source.
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "host.mode"])
 def test_every_key_from_every_source(name: str, tmp_path: Path) -> None:
     """Flag wins over environment, over file, over default, and each value knows its source."""
     (tmp_path / "other").touch(mode=0o600)
@@ -216,7 +218,7 @@ def test_names_that_travel_are_tokens(key: str, value: str) -> None:
          "unknown key `limits.feul` at executor.toml:1, did you mean `fuel`"),
         (GRANT + "lgo = true\n", "unknown key `grant.lgo` at executor.toml:3, did you mean `log`"),
         ("[trust]\nrevokd = []\n",
-         "unknown key `trust.revokd` at executor.toml:1, did you mean `revoked`"),
+         "unknown key `trust.revokd` at executor.toml:2, did you mean `revoked`"),
     ],
 )  # fmt: skip
 def test_an_unknown_key_comes_with_a_suggestion(text: str, message: str) -> None:
@@ -462,11 +464,38 @@ def test_defaults_of_tables() -> None:
     assert parse(GRANT + 'kv = { mode = "read" }').policy.grants[0].kv == KvScope()
 
 
-def test_revocations_of_all_tables_count() -> None:
-    """A second [[trust]] adds to the first one and is never dropped."""
-    one, two = "ab" * 12, "sha256:" + "cd" * 32
-    text = f'[[trust]]\nrevoked = ["{one}"]\n[[trust]]\nrevoked = ["{two}"]\n'
-    assert parse(text).revoked == {one, two}
+SIGNED: Final = '[trust]\nsource = "tuf"\n'
+PRODUCTION: Final = '[host]\nmode = "production"\n'
+
+
+@pytest.mark.covers("config.invalid")
+def test_production_demands_a_signed_source() -> None:
+    """Whoever can write the file of a production host must not be who grants."""
+    assert '`host.mode = "production"` needs' in refusal(PRODUCTION).detail
+    assert parse(PRODUCTION + SIGNED).signed
+
+
+@pytest.mark.parametrize("mode", ["", PRODUCTION])
+@pytest.mark.parametrize("table", TABLES)
+def test_with_a_signed_source_the_file_grants_nothing(table: str, mode: str) -> None:
+    """Each table that grants is refused with its place, in development too: one place grants."""
+    error = refusal(f"{mode}{SIGNED}[[{table}]]\n")
+    assert error.code == "config.invalid"
+    assert f"[[{table}]] at executor.toml:{5 if mode else 3}" in error.detail
+    assert ("in production" in error.detail) == bool(mode)
+
+
+def test_with_a_signed_source_the_file_revokes_nothing() -> None:
+    """A local list that seems to revoke, and which no other host hears of, is refused as well."""
+    assert "`trust.revoked` at executor.toml:3" in refusal(SIGNED + "revoked = []\n").detail
+
+
+def test_a_signed_policy_names_no_files() -> None:
+    """Its signers see no file of a host, so its fallbacks cannot give one away."""
+    grant = GRANT + 'fallback = { on = ["guest.trap"], result_file = "/etc/hostname" }\n'
+    with pytest.raises(ExecutorError) as caught:
+        config_document.parse(grant.encode(), name="policy.toml", folder=None)
+    assert "cannot stand in a signed policy" in caught.value.detail
 
 
 PUBLISHER: Final = f'[[publisher]]\nname = "ci"\nkey = "{KEY.text}"\n'
@@ -524,7 +553,6 @@ WEAK: Final = "ed25519:AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
         ('[trust]\nrevoked = "x"\n', "`revoked` is not a list"),
         ('[trust]\nrevoked = ["ci"]\n', "neither a digest nor a key id"),
         (f'[trust]\nrevoked = ["{"AB" * 12}"]\n', "neither a digest nor a key id"),
-        ("trust = 1\n", "must be written as"),
     ],
 )
 def test_every_table_is_checked(text: str, message: str) -> None:
