@@ -48,6 +48,8 @@ class Mediator:
         authority = job.admitted.authority if job.admitted else None
         if authority is None or call.function not in authority.functions:
             return abi.DENIED, b"not granted"
+        if authority.not_after and self.breakers.now_ms() > authority.not_after:
+            return abi.DENIED, b"its grant has ended"
         target = target_of(job.request.tenant, "kv")
         held_up, wait_ms = self.breakers.wait_ms(target)
         if held_up is not None:

@@ -149,6 +149,10 @@ class Pipeline:
         if ready is not None:
             self._settle(job, ready, Finished(Failure(ready.code), Receipt()))
             return
+        denied = self._denied(job)
+        if denied is not None:
+            self._refuse(job, denied)
+            return
         look = must_look_up(request, delivered=delivered)
         if look and self._follows(job):
             return
@@ -162,6 +166,18 @@ class Pipeline:
             self._refuse(job, known)
         else:
             self._dispatch(job, known)
+
+    def _denied(self, job: Job) -> ExecutorError | None:
+        """Step 6 for whoever asks, a look-up: `policy.submitter-denied`, or None."""
+        request = job.request
+        decision = self.trust.policy().access.may(
+            job.principal, "submit", request.tenant, request.task, job.signer
+        )
+        if decision.allowed:
+            return None
+        return ExecutorError(
+            "policy.submitter-denied", f"`{request.tenant}/{request.task}`: {decision.why}"
+        )
 
     def _follows(self, job: Job) -> bool:
         """Whether another delivery of this id is in hand: then this one waits for its end."""
@@ -233,6 +249,10 @@ class Pipeline:
             return
         if job.instead is not None:
             self._start(job, self._fall_back(job, job.instead))
+            return
+        denied = self._denied(job)  # policy may have changed
+        if denied is not None:
+            self._refuse(job, denied)
             return
         known = self.registry.now(job.request.tenant, job.request.task)
         if known is None:
