@@ -44,8 +44,9 @@ def reduced(patterns: Iterable[str]) -> Patterns:
     return tuple(p for p in found if not any(_holds(o, p) for o in found if o != p))
 
 
-def _moved(patterns: Patterns, by: str) -> Patterns:
-    return tuple(pattern and by + pattern for pattern in patterns)
+def stored(prefix: str, patterns: Patterns) -> Patterns:
+    """The patterns of the stored keys, with a prefix in front."""
+    return tuple(pattern and prefix + pattern for pattern in patterns)
 
 
 def merged(scopes: Sequence[KvScope]) -> KvScope | None:
@@ -58,8 +59,8 @@ def merged(scopes: Sequence[KvScope]) -> KvScope | None:
     write: list[str] = []
     for scope in scopes:
         by = scope.prefix[len(prefix) :]
-        read += _moved(scope.read, by)
-        write += _moved(scope.write, by)
+        read += stored(by, scope.read)
+        write += stored(by, scope.write)
     return KvScope(prefix, reduced(read), reduced(write))
 
 
@@ -77,7 +78,7 @@ def inside(scope: KvScope | None, bound: KvScope | None) -> bool:
     if scope is None:
         return True
     return bound is not None and all(
-        hold(_moved(wide, bound.prefix), _moved(narrow, scope.prefix))
+        hold(stored(bound.prefix, wide), stored(scope.prefix, narrow))
         for wide, narrow in ((bound.read, scope.read), (bound.write, scope.write))
     )
 

@@ -52,7 +52,7 @@ class Attempt:
     __slots__ = (
         "_mediate", "_unpaid", "calls", "copied", "failure", "host_ns", "last_call", "log",
         "machine", "mediated", "memory", "output", "park", "park_counted", "recent", "run",
-        "unavailable",
+        "unavailable", "used",
     )  # fmt: skip
 
     def __init__(self, run: Run, machine: Machine, mediate: Mediate) -> None:
@@ -71,6 +71,7 @@ class Attempt:
         self.last_call = ""
         self.recent: deque[tuple[str, int]] = deque(maxlen=LAST_CALLS_MAX)
         self.unavailable = False
+        self.used = 0
         self._unpaid = 0
         self._mediate = mediate
 
@@ -172,7 +173,7 @@ class Host:
         act = _ACTS[name]
         empties_park = abi.FUNCTIONS[name].module != abi.TASK
         # Made once: every call notes itself, and most of them return well.
-        began, returned = (name, UNRETURNED), (name, 0)
+        began, returned, bit = (name, UNRETURNED), (name, 0), abi.BITS[name]
 
         def call(*arguments: int) -> int | None:
             begin = perf_counter_ns()
@@ -180,6 +181,7 @@ class Host:
             if attempt is None:
                 raise Bug("a host call without an attempt")
             attempt.recent.append(began)
+            attempt.used |= bit
             try:
                 memory = attempt.enter(name)
                 if empties_park:

@@ -89,7 +89,7 @@ def _done(attempt: Attempt, ended: Ended, *, memory_max: int, total_ns: int) -> 
         fuel_used=attempt.fuel_used(), memory_bytes=size,
         guest_us=max(total_ns - attempt.host_ns, 0) // 1_000, host_us=attempt.host_ns // 1_000,
         host_calls=attempt.calls, facts=facts,
-        last_calls=tuple(attempt.recent) if code else (),
+        last_calls=tuple(attempt.recent) if code else (), used=attempt.used,
     )  # fmt: skip
 
 

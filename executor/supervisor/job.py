@@ -152,7 +152,7 @@ def finished(job: Job, done: Done, engine: str, containment: str) -> Finished:
     logs = tuple(LogLine(level, text) for level, text in done.logs)
     if not done.code:
         result = Result(done.output, admitted_of(job).manifest.output)
-        return Finished(result, receipt, logs, job.limits)
+        return Finished(result, receipt, logs, job.limits, used=done.used)
     code, message, after_ms = done.code, done.message, done.retry_after_ms
     if code == "capability.unavailable":
         code = "guest.failed"  # whether a service was down the mediator knows, not the sandbox
@@ -167,7 +167,7 @@ def finished(job: Job, done: Done, engine: str, containment: str) -> Finished:
         code, message, facts=facts, transient=done.transient,
         retry_after_ms=after_ms,
     )  # fmt: skip
-    return Finished(failure, receipt, logs, job.limits, done.last_calls)
+    return Finished(failure, receipt, logs, job.limits, done.last_calls, done.used)
 
 
 def killed(job: Job, code: str, facts: Facts, engine: str, containment: str) -> Finished:

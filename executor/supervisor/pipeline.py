@@ -48,6 +48,7 @@ from executor.supervisor.reading import Reading
 from executor.supervisor.registry import Registry
 from executor.supervisor.schedules import Schedules
 from executor.supervisor.settling import Settler, as_failure
+from executor.supervisor.usage import Usages
 from executor.telemetry import AttemptFacts, Telemetry
 
 _IdOf = tuple[str, str, str]  # tenant, task, id
@@ -70,6 +71,7 @@ class Pipeline:
     intake: Intake
     telemetry: Telemetry
     guards: Guards
+    usage: Usages = field(default_factory=Usages)
     reading: Reading = field(init=False)
     pool: Pool = field(init=False)
     leases: Leases = field(init=False)
@@ -334,6 +336,7 @@ class Pipeline:
             self._bug(job, error)
 
     def _finish(self, job: Job, finished: Finished) -> None:
+        self.usage.note(job, finished)
         cancelled = isinstance(finished.outcome, Failure) and finished.outcome.code == _CANCELLED
         if job.instead is not None and not cancelled:
             # Learnt of its own module; what becomes of the task is not its to decide.
