@@ -12,6 +12,7 @@ from executor import config_document
 from executor.cli.base import read_file
 from executor.config import Config
 from executor.config_document import BYTES_MAX, TABLES
+from executor.core.review import Statement
 from executor.supervisor.usage import Shadow
 
 
@@ -41,3 +42,12 @@ def shadow_of(host: Config) -> Shadow | None:
     beside = under(path, host)
     name = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     return Shadow(name, beside.policy, beside.publishers)
+
+
+def statement_of(config: Config) -> Statement:
+    """A configuration as `core.review` looks at it."""
+    document = config.document
+    return Statement(
+        config.policy, document.publishers, (*document.operators, *document.submitters),
+        document.executors, document.revoked,
+    )  # fmt: skip

@@ -21,9 +21,11 @@ from executor.cli import (
     dead,
     demo,
     fleet,
+    grants,
     modules,
     operate,
     output,
+    policy,
     running,
     scanning,
     schedule,
@@ -108,7 +110,7 @@ _TOPICS: Final = {"exit-codes": _exit_codes, "environment": _environment}
 for _verb in (
     *demo.VERBS, *starting.VERBS, *running.VERBS, *building.VERBS, *modules.VERBS,
     *scanning.VERBS, *operate.VERBS, *schedule.VERBS, *dead.VERBS, *fleet.VERBS, *admin.VERBS,
-    *understanding.VERBS, topic_help,
+    *grants.VERBS, *policy.VERBS, *understanding.VERBS, topic_help,
 ):  # fmt: skip
     cli.add_command(_verb)
 

@@ -84,7 +84,6 @@ def assemble(
         jitter=lambda: pipeline.jitter(), on_event=telemetry.log.event,  # noqa: PLW0108
     )  # fmt: skip
     usage = Usages(now_ms=lambda: pipeline.now_ms(), on_denied=telemetry.shadow_denies)  # noqa: PLW0108
-    usage.under(config.policy, None)
     pipeline = Pipeline(
         environment=config.text("host.environment"), rules=config.rules,
         ack_wait_ms=config.number("delivery.ack_wait_ms"), trust=ports.trust, registry=registry,
@@ -97,6 +96,7 @@ def assemble(
         modules_of=registry.of_tenant, zygote=zygote,
         attempts_per_sandbox_max=config.number("sandbox.attempts_per_sandbox_max"),
     )  # fmt: skip
+    usage.under(config.policy, None)
     share(pipeline.pool.slots, config)
     return pipeline
 
