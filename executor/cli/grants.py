@@ -49,7 +49,7 @@ def grant() -> None:
 @click.option("--tenant", help="Whose task it is; or write TENANT/TASK.")
 @click.option("--module", type=click.Path(path_type=Path), help="Of this file; else the release.")
 def explain(task: str, tenant: str | None, module: Path | None) -> None:
-    """Say of each capability and limit of TASK who gave it or narrowed it.
+    """Say who gave or narrowed each capability and limit of TASK.
 
     Sides: module, grant, the tenant's or a signer's ceiling, requirement, host.
 
@@ -215,7 +215,7 @@ def shadow(write: Path | None) -> None:
 @click.option("--fail-unused-days", type=click.IntRange(0), metavar="N",
               help="Fail if something was of no use for so long.")  # fmt: skip
 def report(write: Path | None, fail_unused_days: int | None) -> None:
-    """Show how every capability of every grant was used, and since when not.
+    """Show how each capability that is granted was used, and when.
 
     Executors tell every 5 s. What a module imports and never calls its author can drop; what none
     imports the operator can.

@@ -241,7 +241,7 @@ def smallest(tenant: str, task: str, use: TaskUse, why: str) -> str:
     if len(use.signers) == 1:
         head.append(f"signer = {_toml(use.signers[0])}")
     head.append(f"why = {_toml(why)}")
-    lines = list(head)
+    lines, beside = list(head), list[str]()
     for name in sorted(short):
         never = "" if abi.SHORT_NAMES[name] in called else "  # imported, never called"
         if name != "kv":
@@ -251,8 +251,8 @@ def smallest(tenant: str, task: str, use: TaskUse, why: str) -> str:
         else:
             lines.append(_kv(use.prefix, "write", use.write) + never)
             if not scopes.hold(use.write, use.read):
-                lines += ["", *head, _kv(use.prefix, "read", use.read)]
-    return "\n".join(lines) + "\n"
+                beside = ["", *head, _kv(use.prefix, "read", use.read)]
+    return "\n".join([*lines, *beside, ""])
 
 
 def _kv(prefix: str, mode: str, keys: Patterns) -> str:
