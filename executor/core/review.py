@@ -223,7 +223,7 @@ def findings(statement: Statement, now: int) -> list[Finding]:
     """What an operator should look at, worst first."""
     return [
         *_duties(statement), *_wildcards(statement), *_expired(statement, now),
-        *_idle(statement, now),
+        *_keys(statement), *_idle(statement, now),
     ]  # fmt: skip
 
 
@@ -261,6 +261,26 @@ def _wildcards(statement: Statement) -> Iterator[Finding]:
         if any(pattern.startswith(f"{ANY}/") for pattern in publisher.tasks):
             yield Finding("wildcard", f"publisher `{publisher.name}` signs for every tenant: name "
                           "them in its `tasks`")  # fmt: skip
+
+
+def _keys(statement: Statement) -> Iterator[Finding]:
+    """Tasks whose grants disagree on the prefix: what the guest calls a key moved."""
+    told = set()
+    for tenant in statement.policy.tenants:
+        for task in (*sorted(statement.tasks(tenant.name)), _OTHER):
+            found = [
+                grant.kv for grant in statement.policy.grants
+                if grant.kv and grant.tenant == tenant.name and grant.task in {ANY, task}
+            ]  # fmt: skip
+            together = scopes.merged(found)
+            prefixes = sorted({scope.prefix for scope in found})
+            if together is None or len(prefixes) == 1 or (tenant.name, *prefixes) in told:
+                continue
+            told.add((tenant.name, *prefixes))
+            listed = ", ".join(f"`{prefix}`" for prefix in prefixes)
+            name = f"{tenant.name}/{ANY if task == _OTHER else task}"
+            yield Finding("keys", f"grants to `{name}` have the prefixes {listed}: where they meet "
+                          f"its guest names keys below `{together.prefix}`")  # fmt: skip
 
 
 def _expired(statement: Statement, now: int) -> Iterator[Finding]:

@@ -113,6 +113,8 @@ _DESK: Final = 'name = "acme-desk"\n'
         ('tenants = ["zebra"]', 'tenants = ["zebre"]', "idle", "no tenant that is configured"),
         ("[[role]]", '[[role]]\nname = "x"\nactions = []\n[[role]]', "idle", "the role `x`"),
         ('signer = "acme-build"', 'signer = "acme-bild"', "idle", "no publisher has that name"),
+        ('why = "log lines', 'kv = { prefix = "all/" }\nwhy = "log lines', "keys",
+         "prefixes `all/`, `thumbs/`: where they meet its guest names keys below ``"),
         ('capabilities = ["log", "kv"]', 'capabilities = ["log"]', "idle", "gives kv, which is"),
     ],
 )  # fmt: skip
