@@ -197,13 +197,13 @@ def shadow(write: Path | None) -> None:
             for what, runs in sorted(use.denied.items())]  # fmt: skip
     names = sorted({found.shadow for found in usages.values() if found.shadow})
     cells = [(a, b, c, output.number(d), output.number(e)) for a, b, c, d, e in rows]
-    text = output.table(("TENANT", "TASK", "WOULD DENY", "RUNS", "OF"), cells)
+    text = output.table(("TENANT", "TASK", "WOULD DENY", "TIMES", "OF RUNS"), cells)
     seen = sum(use.runs for _, _, use in _uses(usages))
     empty = (f"of {output.count(seen, 'run')} none would be denied" if names else
              "no executor has a shadow: set policy.shadow_file, then SIGHUP")  # fmt: skip
     state().out.data(
         {"schema": "executor.shadow/1", "shadows": names, "denied": [
-            {"tenant": a, "task": b, "what": c, "runs": d, "of": e} for a, b, c, d, e in rows
+            {"tenant": a, "task": b, "what": c, "times": d, "runs": e} for a, b, c, d, e in rows
         ]},
         text if rows else empty,
     )  # fmt: skip

@@ -44,7 +44,7 @@ class TaskUse:
     read: Patterns = ()
     write: Patterns = ()
     most: dict[str, int] = field(default_factory=dict)  # limit → the most that a run used
-    denied: dict[str, int] = field(default_factory=dict)  # by the shadow: what → runs
+    denied: dict[str, int] = field(default_factory=dict)  # by the shadow: what → how often
 
     def called(self, function: str, runs: int, at: int) -> None:
         """Note that a function was called."""

@@ -144,7 +144,7 @@ def test_a_shadow_beside_the_work(site: Site) -> None:
 
         async def told() -> bool:
             said = json.loads(call(site, "--json", "grant", "shadow").stdout)
-            found = {row["what"]: (row["runs"], row["of"]) for row in said["denied"]}
+            found = {row["what"]: (row["times"], row["runs"]) for row in said["denied"]}
             return found == {"kv_put of other keys": (1, 4), "kv_get of other keys": (1, 4)}
 
         await eventually(told)

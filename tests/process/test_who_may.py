@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from executor.core import abi
-from executor.core.usage import Usage
+from executor.core.usage import TaskUse, Usage, name_of
+from executor.supervisor import usage as supervised
 from executor.supervisor.usage import Shadow
 from tests.support import guests
 from tests.support.rig import OTHER, TENANT, Rig, make_config
@@ -184,3 +185,22 @@ async def test_a_shadow_denies_nothing_and_is_counted(
         # Another shadow, or none, starts anew.
         rig.pipeline.usage.under(rig.config.policy, None)
         assert used(rig).tasks["probe"].denied == {}
+
+
+async def test_it_is_bounded_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The task that ran longest ago makes room; what an earlier life saw is counted once more."""
+    monkeypatch.setattr(supervised, "TASKS_MAX", 2)
+    async with Rig() as rig:
+        for name in ("a", "b", "c"):
+            rig.publish(name, guests.ECHO)
+            await rig.record(rig.ask(name))
+        assert set(used(rig).tasks) == {"b", "c"}
+        (grant,) = (g for g in rig.config.policy.grants if g.tenant == TENANT)
+        before = Usage({"c": TaskUse(1, 2, 5, denied={"x": 1})},
+                       {name_of(grant): 7, "gone": 8}, "other")  # fmt: skip
+        rig.pipeline.usage.adopt(TENANT, before)
+        rig.pipeline.usage.adopt("nobody", before)
+        await rig.record(rig.ask("c"))
+        usage = used(rig)
+        assert (usage.tasks["c"].runs, usage.tasks["c"].denied) == (7, {})
+        assert usage.grants == {name_of(grant): 7}

@@ -14,7 +14,7 @@ from executor.core.policy import Ceiling, Grant, Import, Policy, Publisher, Requ
 from executor.core.scopes import EVERY
 from executor.core.signature import PublicKey
 from executor.errors import ExecutorError
-from executor.model import Authority, KvScope, Limits
+from executor.model import Authority, Fallback, KvScope, Limits
 
 ALL: Final = frozenset({"log", "clock", "random", "kv"})
 KEY: Final = PublicKey(bytes([7]) * 32)
@@ -406,3 +406,46 @@ def test_a_fallback_has_no_wider_scope() -> None:
         with pytest.raises(ExecutorError) as caught:
             policy.within(replace(other, kv=kv), bound)
         assert caught.value.code == "policy.capability-denied"
+
+
+def test_whose_fallback_it_is() -> None:
+    """The grant for the task before the one for all, the signer's before anybody's; none after."""
+    own, any_, ended = (Fallback(frozenset({"guest.trap"}), bytes([n])) for n in range(3))
+    using = replace(POLICY, grants=(
+        replace(GRANT, task="*", fallback=any_), replace(GRANT, fallback=own),
+        replace(GRANT, signer="ci", fallback=ended, not_after=5), GRANT,
+    ))  # fmt: skip
+    assert policy.fallback_for(using, "acme", "thumbs", ["ci"], 5) is ended
+    assert policy.fallback_for(using, "acme", "thumbs", ["ci"], 6) is own
+    assert policy.fallback_for(using, "acme", "other", [], 6) is any_
+    assert policy.fallback_for(using, "zebra", "other", []) is None
+
+
+@pytest.mark.parametrize(
+    ("other", "wider"),
+    [
+        ({}, False),
+        ({"capabilities": frozenset({"log"}), "kv": None}, False),
+        ({"kv": KvScope("thumbs/small/")}, False),
+        ({"kv": KvScope("")}, True),
+        ({"capabilities": ALL}, True),
+    ],
+)
+def test_what_a_fallback_could_reach(other: dict[str, object], *, wider: bool) -> None:
+    """A module of another task stands in only where that task is granted no more."""
+    mine = replace(
+        GRANT, capabilities=frozenset({"log", "kv"}),
+        fallback=Fallback(frozenset({"guest.trap"}), task="simple"),
+    )  # fmt: skip
+    simple = replace(mine, task="simple", **other)  # type: ignore[arg-type]
+    assert policy.is_wider(replace(POLICY, grants=(mine, simple)), mine) is wider
+    assert not policy.is_wider(POLICY, GRANT)
+    fixed = replace(mine, fallback=Fallback(frozenset({"guest.trap"}), b"x"))
+    assert not policy.is_wider(POLICY, fixed)
+
+
+def test_a_fallback_does_nothing_that_its_task_may_not() -> None:
+    """A function that the task's module does not have is refused by name."""
+    with pytest.raises(ExecutorError) as caught:
+        policy.within(Authority(frozenset({"kv_get", "log_write"})), Authority())
+    assert caught.value.detail == "`kv_get`, `log_write`"

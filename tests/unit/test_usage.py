@@ -137,6 +137,9 @@ def test_keys_that_are_read_are_not_written() -> None:
     assert found.last == 15
     (found,) = usage.review([reads], {"acme": Usage({"hello": used(read=("a",))})})
     assert found.last == 0
+    logs = replace(GRANT, capabilities=frozenset({"log"}))
+    (found,) = usage.review([logs], {"acme": Usage({"hello": used(used={"log_write": (1, 9)})})})
+    assert found.last == 9
 
 
 @pytest.mark.parametrize(
