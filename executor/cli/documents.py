@@ -49,5 +49,5 @@ def statement_of(config: Config) -> Statement:
     document = config.document
     return Statement(
         config.policy, document.publishers, (*document.operators, *document.submitters),
-        document.executors, document.revoked,
+        document.executors, document.revoked, document.builders,
     )  # fmt: skip

@@ -28,7 +28,7 @@ from executor.core.policy import Judged, Weighed
 from executor.core.usage import TaskUse, Usage
 from executor.errors import TABLE, ExecutorError
 from executor.model import Release
-from executor.supervisor.registry import verify
+from executor.supervisor.vouching import verify
 from executor.transport.connection import Connection
 from executor.transport.control import Control
 from executor.transport.objects import Objects
@@ -100,10 +100,11 @@ async def _weigh(config: Config, tenant: str, task: str, module: Path | None) ->
     data = read_file(module) if module else await _released(config, tenant, task)
     described, product = await examine(config, data)
     live = Release(tenant, task, signature.digest(data), described.version)
-    _, signers = verify(data, live, FileTrust(config))
+    now = output.now_ms()
+    vouched = verify(data, live, FileTrust(config), now)
     return policy.weigh(
         config.policy, tenant=tenant, task=task, manifest=described, imports=product.imports,
-        signers=signers, at=output.now_ms(),
+        signers=vouched.signers, at=now,
     )  # fmt: skip
 
 

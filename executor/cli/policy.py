@@ -97,10 +97,10 @@ def _principals(config: Config, name: str) -> list[str]:
 
 
 def _decide(config: Config, who: str, action: str, tenant: str, task: str) -> tuple[bool, str]:
-    document, now = config.document, output.now_ms()
+    now = output.now_ms()
     if who.removeprefix("key:") in config.revoked:
         return False, "its key is revoked"
-    parties = [p for p in (*document.operators, *document.submitters) if of_key(p.key) == who]
+    parties = [party for party in statement_of(config).keys if of_key(party.key) == who]
     if parties and not any(party.valid_at(now) for party in parties):
         return False, "its key is not valid now"
     if config.policy.tenant(tenant) is None:

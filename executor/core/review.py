@@ -7,8 +7,8 @@ so that a row cannot say what is not so.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 from executor.core import abi, scopes
@@ -33,6 +33,7 @@ class Statement:
     parties: tuple[Party, ...] = ()  # operators and submitters
     executors: tuple[ExecutorKey, ...] = ()
     revoked: frozenset[str] = frozenset()
+    builders: tuple[Party, ...] = ()
 
     def principals(self) -> dict[str, str]:
         """Principal → name, of all that may be bound to a role; a key has its first name."""
@@ -199,13 +200,8 @@ def _naming(one: Statement, other: Statement) -> Statement:
         for tenant in one.policy.tenants
         for task in sorted(other.tasks(tenant.name) - one.tasks(tenant.name))
     )
-    policy = one.policy
-    grants = (*policy.grants, *named)
-    return Statement(
-        Policy(policy.limits, policy.tenants, grants, policy.attempts_max, policy.version,
-               policy.access, policy.requirements),
-        one.publishers, one.parties, one.executors, one.revoked,
-    )  # fmt: skip
+    grants = (*one.policy.grants, *named)
+    return replace(one, policy=replace(one.policy, grants=grants))
 
 
 # What is wrong.
@@ -284,7 +280,7 @@ def _keys(statement: Statement) -> Iterator[Finding]:
 
 
 def _expired(statement: Statement, now: int) -> Iterator[Finding]:
-    keys: Iterable[Party | ExecutorKey] = (*statement.parties, *statement.executors)
+    keys = (*statement.keys, *statement.executors, *statement.builders)
     for key in keys:
         if 0 < key.not_after < now:
             yield Finding("expired", f"the key of `{key.name}` has ended: remove it, or renew it")
@@ -301,7 +297,7 @@ def _named(grant: Grant) -> str:
 def _idle(statement: Statement, now: int) -> Iterator[Finding]:
     policy, access = statement.policy, statement.policy.access
     tenants = {tenant.name for tenant in policy.tenants}
-    ended = {of_key(p.key) for p in statement.parties if not p.valid_at(now)}
+    ended = {of_key(p.key) for p in statement.keys if not p.valid_at(now)}
     ended |= {of_key(p.key) for p in statement.keys if p.key.key_id.hex() in statement.revoked}
     used = {binding.role for binding in access.bindings}
     for binding in access.bindings:

@@ -37,7 +37,7 @@ def statement(document: Document) -> Statement:
         Policy(tenants=document.tenants, grants=document.grants, access=document.access,
                requirements=document.requirements),
         document.publishers, (*document.operators, *document.submitters), document.executors,
-        document.revoked,
+        document.revoked, document.builders,
     )  # fmt: skip
 
 
@@ -107,6 +107,8 @@ _DESK: Final = 'name = "acme-desk"\n'
         ('who = ["policy-1"', 'who = ["acme-build"', "duties", "change-policy and publish"),
         (_OF_HOST, _OF_BUILD, "duties", "executor `host-1` has the key of publisher `acme-build`"),
         ('tasks = ["acme/*"]', 'tasks = ["*/*"]', "wildcard", "signs for every tenant"),
+        ('tasks = ["zebra/report"]', 'tasks = ["zebra/report"]\nnot_after = 2020-01-01', "expired",
+         "key of `zebra-build` has ended"),
         (_DESK, f"{_DESK}not_after = 2020-01-01\n", "expired", "key of `acme-desk` has ended"),
         (_DESK, f"{_DESK}not_after = 2020-01-01\n", "idle", "binding of `desk`"),
         ('why = "stores', 'not_after = 2020-01-01\nwhy = "stores', "expired", "acme/thumbs"),
