@@ -80,6 +80,9 @@ KEYS: Final[dict[str, dict[str, Key]]] = {
         "envelope_version": Key(2, "1 while executors that read no 2 share the work: what it adds "
                                 "to records is left out", 1, 2),
     },
+    "policy": {
+        "shadow_file": Key("", "another policy: what it would deny is counted; unset: none"),
+    },
     "limits": {
         "fuel": Key(1_000_000_000, "0.1-0.6 s of CPU", 1),
         "memory_max_mib": Key(64, "a guest in Python needs 16", 1, 4096),

@@ -15,7 +15,16 @@ from typing import Any, Final
 
 from executor import config_tables
 from executor.config_tables import Reader
-from executor.core.access import ANY, BUILT_IN, Access, Binding, Party, of_key, of_tenant
+from executor.core.access import (
+    BUILT_IN,
+    Access,
+    Binding,
+    Party,
+    of_key,
+    of_publisher,
+    of_roles,
+    of_tenant,
+)
 from executor.core.policy import Grant, Policy, Publisher, Requirement, Tenant, is_wider
 from executor.core.seal import ExecutorKey
 from executor.errors import ExecutorError
@@ -103,7 +112,7 @@ def read(reader: Reader, document: dict[str, Any]) -> Document:
         tenants=tuple(tenants), grants=tuple(grants), publishers=tuple(publishers),
         executors=tuple(rows("executor")), operators=tuple(operators),
         submitters=tuple(submitters), builders=tuple(builders), requirements=tuple(requirements),
-        access=_access(reader, rows("role"), rows("binding"), tenants,
+        access=_access(reader, rows("role"), rows("binding"), tenants, publishers,
                        [*operators, *submitters, *publishers]),
         revoked=frozenset().union(*revoked),
     )  # fmt: skip
@@ -134,9 +143,9 @@ def _check_builders(reader: Reader, builders: list[Party], requirements: list[Re
 
 def _access(
     reader: Reader, roles: list[tuple[str, frozenset[str]]], bindings: list[Binding],
-    tenants: list[Tenant], parties: Iterable[Party | Publisher],
+    tenants: list[Tenant], publishers: list[Publisher], parties: Iterable[Party | Publisher],
 ) -> Access:  # fmt: skip
-    """The table of access: names of parties become principals, tenants have their own roles."""
+    """The table of access: names of parties become principals, and what is implied is there."""
     known = dict(BUILT_IN)
     for index, (name, actions) in enumerate(roles):
         if name in known:
@@ -165,7 +174,7 @@ def _access(
             if role not in known:
                 reader.unknown("role ", role, list(known), reader.where("tenant", index=index))
                 continue
-            who = frozenset({of_tenant(tenant.name)})
-            resolved.append(Binding(role, who, frozenset({tenant.name}), frozenset({ANY}),
-                                    why="a tenant's own"))  # fmt: skip
+            resolved += of_roles(tenant.name, [role])
+    for publisher in publishers:
+        resolved += of_publisher(publisher.key, publisher.tasks)
     return Access(known, tuple(resolved))

@@ -16,6 +16,7 @@ from executor.core import subjects
 from executor.core.abi import SHORT_NAMES
 from executor.core.access import ACTIONS, Binding, Party
 from executor.core.policy import NO_LIMIT, Ceiling, Grant, Publisher, Requirement, Tenant
+from executor.core.scopes import reduced
 from executor.core.seal import ExecutorKey
 from executor.core.signature import PublicKey
 from executor.errors import TABLE, Class, ExecutorError
@@ -31,6 +32,9 @@ LIMIT_NAMES: Final = {
 }  # fmt: skip
 _SECRET: Final = re.compile(r"(password|passwd|secret|token|seed|private)", re.IGNORECASE)
 _PREFIX: Final = re.compile(r"[A-Za-z0-9/_=-]*")  # what NATS allows in a key, without the dot
+# Below a prefix: one key, a folder's, or all.
+_KEYS: Final = re.compile(r"[A-Za-z0-9_=-][A-Za-z0-9/_=.-]{0,511}(?<!/)(/\*)?|\*")
+_KEYS_MAX: Final = 64
 _REVOKED: Final = re.compile(r"sha256:[0-9a-f]{64}|[0-9a-f]{24}")  # a digest, or a key id
 # What a fallback may stand in for: not what is never settled, nor a sign of attack.
 _FALLBACK_CODES: Final = frozenset(
@@ -253,15 +257,22 @@ class _Table:
             return None
         empty = not scope
         mode, prefix = scope.pop("mode", "read"), scope.pop("prefix", "")
+        keys = scope.pop("keys", ["*"])
         if (
             scope
             or empty
             or mode not in ("read", "write")
             or not (isinstance(prefix, str) and _PREFIX.fullmatch(prefix))
+            or not (isinstance(keys, list) and len(keys) <= _KEYS_MAX)
+            or not all(isinstance(name, str) and _KEYS.fullmatch(name) for name in keys)
         ):
-            self.fail(f'`{key}` is {{ prefix = TEXT, mode = "read" or "write" }}')
+            self.fail(
+                f'`{key}` is {{ prefix = TEXT, mode = "read" or "write", keys = ["a", "b/*"] }}'
+            )
             return None
-        return KvScope(prefix, mode == "write")
+        # None at all: the functions are there, and every call of them is denied.
+        patterns = reduced(keys) or ("",)
+        return KvScope(prefix, patterns, patterns if mode == "write" else ())
 
     def fallback(self, key: str) -> Fallback | None:
         given = key in self._table
@@ -355,11 +366,15 @@ def grant(table: _Table) -> Grant:
     why = table.take("why", str)
     if not why.strip():
         table.fail("`why` is empty: every authority has a reason")
+    limits = table.limits(table.take("limits", dict, {}))
+    if limits and not capabilities:
+        # They would bound nobody: those of a grant hold for what uses what it gives.
+        table.fail("`limits` without a capability; what bounds every attempt is a [[requirement]]")
     return Grant(
         tenant=table.token("tenant"), task=table.token("task", wildcard=True, default="*"),
         why=why, signer=table.take("signer", str, "*"), capabilities=frozenset(capabilities),
-        kv=kv, limits=table.limits(table.take("limits", dict, {})),
-        fallback=table.fallback("fallback"),
+        kv=kv, limits=limits, fallback=table.fallback("fallback"),
+        not_after=table.date("not_after"),
     )  # fmt: skip
 
 
@@ -417,5 +432,5 @@ def requirement(table: _Table) -> Requirement:
     """One [[requirement]]."""
     return Requirement(
         table.patterns("tasks"), table.count("signatures", 1, high=16),
-        table.texts("builders", []),
+        table.texts("builders", []), table.limits(table.take("limits", dict, {})),
     )  # fmt: skip

@@ -119,7 +119,7 @@ _ROWS: Final[tuple[tuple[str, Class, str, str, str], ...]] = (
     ("policy.limit-too-high", _R, "operator", "more is asked for than policy allows",
      "ask for less, or raise the tenant's ceiling in executor.toml"),
     ("policy.submitter-denied", _X, "operator", "this submitter may not ask for this task",
-     "ask the operator to allow it"),
+     "`executor policy can-i submit TENANT/TASK --as NAME` says why; a [[binding]] allows it"),
     ("policy.raw-body-refused", _X, "operator", "this tenant takes no raw bodies",
      "submit an envelope, or set `raw_bodies = true` for the tenant in executor.toml"),
     ("limit.fuel-exhausted", _R, "author", "the guest used all its fuel",

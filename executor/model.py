@@ -47,10 +47,14 @@ FIELDS: Final = frozenset(Limits.__dataclass_fields__)
 
 @dataclass(frozen=True, slots=True)
 class KvScope:
-    """The part of a tenant's bucket a task may use."""
+    """The part of a tenant's bucket a task may use: what stands in front of its keys, and which.
+
+    A pattern is one key, or ends in `*`: whatever goes on from there. "" is no key at all.
+    """
 
     prefix: str = ""
-    write: bool = False
+    read: tuple[str, ...] = ("*",)
+    write: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,7 @@ class Authority:
     kv: KvScope | None = None
     limits: Limits = field(default_factory=Limits)
     attempts_max: int = 3
+    not_after: int = 0  # ms, when one of its grants ends and it is decided anew; 0: never
 
 
 @light_dataclass(frozen=True, slots=True)
@@ -186,6 +191,7 @@ class Finished:
     logs: tuple[LogLine, ...] = ()
     limits: Limits | None = None  # of the attempt, where one was begun
     last_calls: tuple[tuple[str, int], ...] = ()  # as in `frames.Done`
+    used: int = 0  # as in `frames.Done`
 
 
 @light_dataclass(frozen=True, slots=True)

@@ -37,6 +37,7 @@ SPAN_SUBMIT: Final = "task submit"
 SPAN_ATTEMPT: Final = "task attempt"
 COUNT_ATTEMPTS: Final = "executor.attempts"
 COUNT_SECURITY: Final = "executor.security_events"
+COUNT_SHADOW: Final = "executor.shadow_denials"
 TIME_ATTEMPT: Final = "executor.attempt.duration"
 TIME_QUEUED: Final = "executor.queue.age"
 FUEL: Final = "executor.attempt.fuel"
@@ -182,6 +183,7 @@ class Telemetry:
         meter: metrics.Meter = provider.get_meter(_SCOPE)
         self._attempts = meter.create_counter(COUNT_ATTEMPTS, "{attempt}", "attempts by code")
         self._security = meter.create_counter(COUNT_SECURITY, "{event}", "signs of attack")
+        self._shadow = meter.create_counter(COUNT_SHADOW, "{run}", "what the shadow would deny")
         self._duration: Histogram = meter.create_histogram(TIME_ATTEMPT, "ms", "guest and host")
         self._queued: Histogram = meter.create_histogram(TIME_QUEUED, "ms", "stored to received")
         self._fuel: Histogram = meter.create_histogram(FUEL, "{fuel}", "fuel used")
@@ -304,6 +306,13 @@ class Telemetry:
         self.log.event("security-event", kind=kind, **facts)
         if self._attempts is not None:
             self._security.add(1, {"kind": kind})
+
+    def shadow_denies(self, task: str, what: str, *, new: bool) -> None:
+        """The shadow of the policy would deny this; a line the first time, a count each time."""
+        if new:
+            self.log.event("shadow-denies", task=task, what=what)
+        if self._attempts is not None:
+            self._shadow.add(1, {"task": task, "what": what})
 
     def close(self) -> None:
         """Send what is left."""

@@ -11,7 +11,7 @@ from collections.abc import Awaitable
 from typing import Final, Protocol
 
 from executor.core import abi
-from executor.core.policy import kv_allows
+from executor.core.scopes import allows
 from executor.errors import ExecutorError
 from executor.model import PAYLOAD_MAX, KvScope
 
@@ -48,7 +48,7 @@ async def serve(
     if not is_key(key):
         return abi.BAD_ARGUMENT, b"the key has characters that are not allowed"
     text = key.decode("ascii")
-    if scope is None or not kv_allows(scope, function, text):
+    if scope is None or not allows(scope, function, text):
         return abi.DENIED, b"no grant covers this call"
     if len(scope.prefix) + len(text) > abi.KV_KEY_MAX:
         return abi.BAD_ARGUMENT, b"the key is too long"

@@ -127,6 +127,13 @@ class Family(click.Group):
                 f"{error.format_message()} Did you mean `{near[0]}`?", error.ctx
             ) from None
 
+    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """In one paragraph: a family's screen is for its verbs, whose help explains them."""
+        records = (parameter.get_help_record(context) for parameter in self.get_params(context))
+        with formatter.section("Options"):
+            formatter.write_text(" · ".join(record[0] for record in records if record))
+        self.format_commands(context, formatter)
+
 
 Family.group_class = Family
 

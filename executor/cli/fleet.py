@@ -7,7 +7,6 @@ import json
 import re
 import sys
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,9 +14,9 @@ import click
 
 from executor.cli import output
 from executor.cli.base import Family, Verb, run_async, split_task, state
+from executor.cli.control import with_control
 from executor.cli.heartbeat import BEAT_S, GONE_MS
 from executor.cli.operate import duration_ms
-from executor.cli.serving import settings
 from executor.config import Config
 from executor.core import control, subjects
 from executor.core.breaker import Breaker
@@ -36,19 +35,6 @@ def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-_Use = Callable[[Control, Connection], Awaitable[Any]]
-
-
-async def _with_control(config: Config, use: _Use) -> Any:
-    connection = await Connection.open(
-        settings(config, "executor-control", "operator_"), lambda _n, _f: None
-    )
-    try:
-        return await use(Control(connection), connection)
-    finally:
-        await connection.close()
-
-
 def _take_back(config: Config, key: str) -> bool:
     """Remove an entry of CONTROL; whether it was there."""
 
@@ -58,7 +44,7 @@ def _take_back(config: Config, key: str) -> bool:
             await bucket.delete(key)
         return known
 
-    found: bool = run_async(_with_control(config, main), "NATS")
+    found: bool = run_async(with_control(config, main), "NATS")
     return found
 
 
@@ -93,7 +79,7 @@ def pause(task: str, tenant: str | None, why: str) -> None:
     value = control.encode(
         "pause", key, config.text("host.environment"), at=_now_ms(), why=why[:500]
     )
-    run_async(_with_control(config, lambda bucket, _: bucket.put(key, value)), "NATS")
+    run_async(with_control(config, lambda bucket, _: bucket.put(key, value)), "NATS")
     state().out.data(
         {"schema": "executor.paused/1", "tenant": of_tenant, "task": name, "paused": True},
         f"{of_tenant}/{name} is paused · executor resume {name}",
@@ -137,7 +123,7 @@ def quarantine_list() -> None:
     Example: executor quarantine list
     """
     config = state().config(required=True, bootstrap=True)
-    found = run_async(_with_control(config, lambda bucket, _: bucket.entries("quarantine")), "NATS")
+    found = run_async(with_control(config, lambda bucket, _: bucket.entries("quarantine")), "NATS")
     out, now = state().out, _now_ms()
     modules = [
         {"digest": f"sha256:{key.partition('.')[2]}", **fields}
@@ -167,7 +153,7 @@ def quarantine_add(digest: str) -> None:
         "quarantine", key, config.text("host.environment"), at=_now_ms(), code="-", task="-",
         by="operator",
     )  # fmt: skip
-    run_async(_with_control(config, lambda bucket, _: bucket.put(key, value)), "NATS")
+    run_async(with_control(config, lambda bucket, _: bucket.put(key, value)), "NATS")
     state().out.data(
         {"schema": "executor.quarantine/1", "digest": digest, "quarantined": True},
         f"{digest} is in quarantine",
@@ -266,7 +252,7 @@ def top(once: bool) -> None:  # noqa: FBT001
                 return
             await asyncio.sleep(2)
 
-    run_async(_with_control(config, main), "NATS")
+    run_async(with_control(config, main), "NATS")
 
 
 @click.command("health", cls=Verb)

@@ -46,12 +46,15 @@ class Heartbeat:
     report: Callable[[], dict[str, Any]]
     unready: Callable[[], str]
     health_file: Path | None = None
+    also: Callable[[], None] = lambda: None  # what is said with each beat, by others
     _beating: asyncio.Task[None] | None = None
+    life: str = field(init=False)
     key: str = field(init=False)
 
     def __post_init__(self) -> None:
         """Several processes of one name have an entry each."""
-        self.key = subjects.status_key(f"{self.executor[:48]}_{os.getpid()}")
+        self.life = f"{self.executor[:48]}_{os.getpid()}"
+        self.key = subjects.status_key(self.life)
 
     async def start(self) -> None:
         """Beat once, so that the clock is right before the first task, and go on."""
@@ -67,6 +70,7 @@ class Heartbeat:
     async def beat(self) -> None:
         """Say it once. What fails is said in the log and tried again with the next."""
         self.write_health()
+        self.also()
         try:
             await self._say()
         except ExecutorError as error:

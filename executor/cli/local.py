@@ -14,8 +14,10 @@ from typing import Final
 
 from executor.config import Config
 from executor.core import envelope, manifest, signature, subjects
+from executor.core.access import Access, of_publisher, of_roles
 from executor.core.envelope import Record
 from executor.core.policy import Ceiling, Grant, Policy, Publisher, Tenant
+from executor.core.scopes import EVERY
 from executor.core.seal import ExecutorKey, Opener
 from executor.core.signature import SecretKey
 from executor.errors import ExecutorError
@@ -96,7 +98,7 @@ def parse_allow(allow: Sequence[str], *, with_kv: bool) -> Grant:
 
     Errors  `config.invalid`.
     """
-    names, scope = set(), KvScope("", write=True) if with_kv else None
+    names, scope = set(), KvScope(write=EVERY) if with_kv else None
     for text in allow:
         match = _ALLOW.match(text)
         if match is None or (match[2] is not None and match[1] != "kv"):
@@ -106,7 +108,7 @@ def parse_allow(allow: Sequence[str], *, with_kv: bool) -> Grant:
             )  # fmt: skip
         names.add(match[1])
         if match[1] == "kv":
-            scope = KvScope(match[2] or "", write=match[3] != ":read")
+            scope = KvScope(match[2] or "", write=() if match[3] == ":read" else EVERY)
     if scope is not None:
         names.add("kv")
     return Grant(TENANT, "*", "allowed on the command line", capabilities=frozenset(names),
@@ -303,6 +305,8 @@ def put_together(
     policy = Policy(
         limits=config.policy.limits.lowered(dict(order.lowered)),
         tenants=(Tenant(TENANT, everything),), grants=(grant,), attempts_max=1,
+        access=Access(bindings=(*of_publisher(key.public, [f"{TENANT}/*"]),
+                                *of_roles(TENANT, ["submitter"]))),
     )  # fmt: skip
     environment = config.text("host.environment")
     trust = _Trust(policy, key, environment)

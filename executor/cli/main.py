@@ -22,9 +22,11 @@ from executor.cli import (
     dead,
     demo,
     fleet,
+    grants,
     modules,
     operate,
     output,
+    policy,
     running,
     scanning,
     schedule,
@@ -110,7 +112,8 @@ _TOPICS: Final = {"exit-codes": _exit_codes, "environment": _environment}
 for _verb in (
     *demo.VERBS, *starting.VERBS, *running.VERBS, *building.VERBS, *modules.VERBS,
     *scanning.VERBS, *operate.VERBS, *schedule.VERBS, *dead.VERBS, *fleet.VERBS, *admin.VERBS,
-    *bench.VERBS, *trust.VERBS, *understanding.VERBS, topic_help,
+    *bench.VERBS, *trust.VERBS, *grants.VERBS, *policy.VERBS, *understanding.VERBS,
+    topic_help,
 ):  # fmt: skip
     cli.add_command(_verb)
 

@@ -111,7 +111,7 @@ async def publish_module(
     try:
         policy.authorise(
             config.policy, tenant=tenant, task=described.task, manifest=described,
-            imports=product.imports, signers=signers,
+            imports=product.imports, signers=signers, at=output.now_ms(),
         )  # fmt: skip
     except ExecutorError as error:
         if error.code != "policy.capability-denied":

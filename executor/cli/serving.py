@@ -10,13 +10,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from executor import __version__
+from executor.cli.documents import shadow_of
 from executor.cli.heartbeat import Heartbeat
 from executor.cli.intake import Intake
 from executor.cli.modules import read_key
 from executor.cli.trusting import Keeper
+from executor.cli.usages import adopt_usage
 from executor.config import Config
-from executor.core import provenance
+from executor.core import control, provenance, subjects
 from executor.core import release as releases
+from executor.core import usage as usages
 from executor.core.policy import Tenant
 from executor.core.signature import SecretKey
 from executor.errors import ExecutorError
@@ -172,6 +175,7 @@ class Host:
         self.telemetry = telemetry
         self._key = key or _outcome_key(config)
         self._trust = FileTrust(config)
+        self._shadow = shadow_of(config)
         self._keeper: Keeper | None = None
         self._over = ""  # why nobody can be judged now
         if config.signed:
@@ -250,11 +254,13 @@ class Host:
         self.pipeline = assemble(self.config, ports, key=self._key, telemetry=self.telemetry,
                                  zygote=self._zygote)  # fmt: skip
         self.pipeline.now_ms = self._clock.now_ms
+        self.pipeline.usage.under(self.config.policy, self._shadow)
         self._heartbeat = Heartbeat(
             self.connection, self.config.text("host.name"), self.config.text("host.environment"),
             self._clock, self.telemetry, self._report, self._unready,
-            self.config.path("host.health_file"),
+            self.config.path("host.health_file"), self._say_usage,
         )  # fmt: skip
+        await adopt_usage(self.connection, self._heartbeat.life, self.config, self.pipeline.usage)
         await self._heartbeat.start()
         self._steering = Steering(
             self.config.text("host.environment"), self.pipeline.guards, self.pipeline.cancelling,
@@ -311,6 +317,14 @@ class Host:
         """One entry of CONTROL: a release, or what steers the work."""
         if not self._steering.entry(key, value):
             self._modules.entry(key, value, revision)
+
+    def _say_usage(self) -> None:
+        """What tasks used since the last time, for `executor grant report`."""
+        environment, now = self.config.text("host.environment"), self._clock.now_ms()
+        for tenant, usage in self.pipeline.usage.changed().items():
+            key = subjects.usage_key(self._heartbeat.life, tenant)
+            report = usages.encode(usage)
+            self._board.put(key, control.encode("usage", key, environment, at=now, report=report))
 
     def _levels(self) -> dict[str, int]:
         """What is measured from time to time."""
@@ -379,9 +393,10 @@ class Host:
         if self._keeper is not None and not config.document.grants_anything:
             config = config.granting(self._keeper.state.document)
         self._check_trust(config)
+        shadow = shadow_of(config)
         fixed = [
             name for name, value in config.values.items()
-            if not name.startswith("limits.") and value != self.config.values[name]
+            if not name.startswith(("limits.", "policy.")) and value != self.config.values[name]
         ]  # fmt: skip
         after = {tenant.name for tenant in config.policy.tenants}
         for name in sorted(self._intake.windows().keys() - after):
@@ -389,6 +404,7 @@ class Host:
         # A revocation must not wait for the streams of a new tenant.
         self.config = config
         self._trust.replace(config)
+        self.pipeline.usage.under(config.policy, shadow)
         self.pipeline.decide_again()
         for release in self._modules.releases():
             self._released(release)
@@ -439,6 +455,8 @@ class Host:
         else:
             await self.pipeline.stop()
         await self._watch.stop()
+        self._say_usage()
+        await self._board.flush(_FLUSH_S if drain_ms else 0.0)
         await self._heartbeat.stop()
         await self._board.stop()
         for task in list(self._warm):

@@ -73,6 +73,9 @@ FUNCTIONS: Final[dict[str, Function]] = {
     )
 }
 
+# In a set of functions as one number, a bit each.
+BITS: Final[dict[str, int]] = {name: 1 << place for place, name in enumerate(FUNCTIONS)}
+
 CAPABILITIES: Final[dict[str, tuple[str, ...]]] = {
     module: tuple(f.name for f in FUNCTIONS.values() if f.module == module)
     for module in (TASK, LOG, CLOCK, RANDOM, KV)

@@ -4,11 +4,12 @@ A principal is a tenant's token, as NATS names it in a subject (`tenant:acme`), 
 what it asks for (`key:<key id>`). A role is a set of actions; a binding gives a role to principals
 within tenants and tasks, or with `deny` takes it away, and deny wins. What no binding allows is
 denied; an action or role that nobody knows is refused when policy is read, never when it is asked.
+Some bindings are implied: a tenant's token has the tenant's roles, a publisher's key its tasks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -19,6 +20,8 @@ ACTIONS: Final = (
     "submit", "read", "retry", "discard", "cancel", "pause", "quarantine", "drain", "publish",
     "release", "change-policy",
 )  # fmt: skip
+# Task names come from whoever submits: more decisions than this are not kept.
+_KNOWN_MAX: Final = 10_000
 # What policy may name without defining it. No role has both halves of making code run with
 # authority: who publishes does not grant, who grants does not publish.
 BUILT_IN: Final[Mapping[str, frozenset[str]]] = {
@@ -79,13 +82,31 @@ class Access:
 
     roles: Mapping[str, frozenset[str]] = field(default_factory=lambda: dict(BUILT_IN))
     bindings: tuple[Binding, ...] = ()
+    # What was decided: an object stands for one version of policy, and is never changed.
+    _known: dict[tuple[str, str, str, str, str], Decision] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
-    def may(self, principal: str, action: str, tenant: str, task: str) -> Decision:
-        """Whether `principal` may do `action` to a task of a tenant. Deny wins."""
+    def may(self, principal: str, action: str, tenant: str, task: str, by: str = "") -> Decision:
+        """Whether `principal` may do `action` to a task of a tenant. Deny wins.
+
+        `tenant` and `task` of "*" ask for all of them. `by` is a second principal behind the same
+        message, a signer: it may do what either may, and not what either is denied.
+        """
+        asked = (principal, action, tenant, task, by)
+        known = self._known.get(asked)
+        if known is None:
+            if len(self._known) >= _KNOWN_MAX:
+                self._known.clear()
+            known = self._known[asked] = self._decide(*asked)
+        return known
+
+    def _decide(self, principal: str, action: str, tenant: str, task: str, by: str) -> Decision:
         allowed: Binding | None = None
         for binding in self.bindings:
-            if action not in self.roles[binding.role] or not _speaks(
-                binding, principal, tenant, task
+            if action not in self.roles[binding.role] or not (
+                _speaks(binding, principal, tenant, task)
+                or (by and _speaks(binding, by, tenant, task))
             ):
                 continue
             if binding.deny:
@@ -97,10 +118,29 @@ class Access:
 
 
 def _speaks(binding: Binding, principal: str, tenant: str, task: str) -> bool:
-    # A denial of a part is a denial of what asks for all: "*" asks for every tenant or task.
-    if binding.deny and ANY in {tenant, task}:
-        return principal in binding.who
-    return binding.covers(principal, tenant, task)
+    if not binding.deny:
+        return binding.covers(principal, tenant, task)
+    # A denial of a part is a denial of what asks for all.
+    return (
+        principal in binding.who
+        and (tenant == ANY or bool({ANY, tenant} & binding.tenants))
+        and (task == ANY or bool({ANY, task} & binding.tasks))
+    )
+
+
+def of_roles(tenant: str, roles: Iterable[str]) -> Iterator[Binding]:
+    """What a tenant's roles imply: its token has them for all of its tasks."""
+    for role in roles:
+        yield Binding(role, frozenset({of_tenant(tenant)}), frozenset({tenant}),
+                      why="a tenant's own")  # fmt: skip
+
+
+def of_publisher(key: PublicKey, patterns: Iterable[str]) -> Iterator[Binding]:
+    """What being a publisher implies: its key has that role for its tasks, TENANT/TASK each."""
+    for pattern in patterns:
+        tenant, _, task = pattern.partition("/")
+        yield Binding("publisher", frozenset({of_key(key)}), frozenset({tenant}),
+                      frozenset({task}), why="a publisher's own")  # fmt: skip
 
 
 def of_tenant(name: str) -> str:

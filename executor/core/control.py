@@ -31,6 +31,7 @@ TYPES: Final[Mapping[str, Mapping[str, type]]] = {
     "quarantine": {"at": int, "code": str, "task": str, "by": str},
     "breaker": {"until": int, "trips": int, "by": str},
     "status": {"at": int, "report": str},  # the report is JSON for people, nothing is decided by it
+    "usage": {"at": int, "report": bytes},  # as `core.usage` writes it; the same
     "schedule": {
         "at": int, "when": str, "zone": str, "input": bytes, "ct": str, "expires_ms": int,
     },

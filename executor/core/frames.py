@@ -107,7 +107,8 @@ class Done:
     """The last frame of an attempt. `code` is "" for a result; `facts` are names and values.
 
     `last_calls` are the last host calls of a failure, the newest last: function and 0, an error
-    number of `core.abi`, or `UNRETURNED`.
+    number of `core.abi`, or `UNRETURNED`. `used` has the functions that were called, by
+    `abi.BITS`.
     """
 
     seq: int
@@ -125,6 +126,7 @@ class Done:
     host_calls: int
     facts: tuple[tuple[str, str], ...]
     last_calls: tuple[tuple[str, int], ...] = ()
+    used: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,6 +295,7 @@ _FRAMES: Final[tuple[tuple[type, tuple[Check, ...]], ...]] = (
         _bytes(PAYLOAD_MAX), _list(256, _int(0, 3), _text(abi.LOG_LINE_MAX)), *[_COUNT] * 6,
         _list(32, _text(64), _text(512)),
         _list(LAST_CALLS_MAX, _function, _int(-16, UNRETURNED)),
+        _int(0, (1 << len(abi.FUNCTIONS)) - 1),
     )),
     (Compile, (_COUNT, _bool)),
     (Compiled, (

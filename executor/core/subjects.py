@@ -142,6 +142,11 @@ def status_key(executor: str) -> str:
     return _join("status", executor)
 
 
+def usage_key(executor: str, tenant: str) -> str:
+    """The key in CONTROL where an executor says what a tenant's tasks used."""
+    return _join("usage", executor, tenant)
+
+
 def waiting(tenant: str, name: str, task_id: str) -> str:
     """The filter of an id's schedules in LATER; `name` may be `ANY_TASK`."""
     middle = "*" if name == ANY_TASK else _join(name)

@@ -52,7 +52,7 @@ class Attempt:
     __slots__ = (
         "_mediate", "calls", "calls_max", "copied", "copied_max", "failure", "host_ns",
         "host_ns_max", "log", "machine", "mediated", "memory", "output", "output_max", "park",
-        "park_counted", "recent", "run", "unavailable",
+        "park_counted", "recent", "run", "unavailable", "used",
     )  # fmt: skip
 
     def __init__(self, run: Run, machine: Machine, mediate: Mediate) -> None:
@@ -74,6 +74,7 @@ class Attempt:
         self.host_ns_max = run.host_ms * 1_000_000
         self.recent: deque[tuple[str, int]] = deque(maxlen=LAST_CALLS_MAX)
         self.unavailable = False
+        self.used = 0
         self._mediate = mediate
 
     @property
@@ -195,6 +196,7 @@ class Host:
         # Made once: every call notes itself, and most of them return well.
         returned, unreturned = (name, 0), (name, UNRETURNED)
         errors = abi.ERRORS
+        bit = abi.BITS[name]
 
         def call(*arguments: int) -> int | None:
             begin = perf_counter_ns()
@@ -202,6 +204,7 @@ class Host:
             if attempt is None:
                 raise Bug("a host call without an attempt")
             attempt.recent.append(returned)
+            attempt.used |= bit
             try:
                 memory, calls = attempt.memory, attempt.calls
                 if memory is None or calls >= attempt.calls_max:

@@ -80,7 +80,7 @@ def _done(attempt: Attempt, ended: Ended | None, *, memory_max: int, total_ns: i
         fuel_used=attempt.fuel_used(), memory_bytes=size,
         guest_us=max(total_ns - attempt.host_ns, 0) // 1_000, host_us=attempt.host_ns // 1_000,
         host_calls=attempt.calls, facts=why.facts,
-        last_calls=tuple(attempt.recent) if code else (),
+        last_calls=tuple(attempt.recent) if code else (), used=attempt.used,
     )  # fmt: skip
 
 

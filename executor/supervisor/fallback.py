@@ -26,7 +26,8 @@ def stand_in(job: Job, settlement: Settlement, finished: Finished, trust: Trust)
         return None
     request = job.request
     signers = job.admitted.publishers if job.admitted else ()
-    found = policies.fallback_for(trust.policy(), request.tenant, request.task, signers)
+    found = policies.fallback_for(trust.policy(), request.tenant, request.task, signers,
+                                  job.received_at)  # fmt: skip
     return found if found is not None and outcome.code in found.on else None
 
 

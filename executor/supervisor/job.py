@@ -8,6 +8,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Final, NewType
 
+from executor.core.access import of_tenant
 from executor.core.envelope import Origin, origin_of
 from executor.core.frames import LAST_CALLS_MAX, Done
 from executor.core.manifest import Manifest
@@ -101,6 +102,7 @@ class Job:
     settled: bool = False  # no longer ours: published and acked, given back, or lost
     instead: Instead | None = None  # what its fallback stands in for
     firing: Firing | None = None  # the schedule it comes from, unless it is a retry
+    signer: str = ""  # the principal that signed the request, `key:…`; "" if nobody did
     degraded: str = ""  # the code of the failure that its fallback took the place of
     followers: list[Job] = field(default_factory=list)  # deliveries of the same id that wait
     first: Origin | None = None  # the submitter's message, where the delivery only carries it
@@ -109,6 +111,11 @@ class Job:
     def origin(self) -> Origin:
         """The submitter's message, for a retry or a dead letter: most tasks never need it."""
         return self.first or origin_of(self.delivery)
+
+    @property
+    def principal(self) -> str:
+        """On whose behalf it is asked for, as far as the subject says."""
+        return of_tenant(self.request.tenant)
 
     def forget_calls(self) -> None:
         """Another run begins; a call of the one before may still be served, and notes its end."""
@@ -145,7 +152,7 @@ def finished(job: Job, done: Done, engine: str, containment: str) -> Finished:
     logs = tuple(LogLine(level, text) for level, text in done.logs)
     if not done.code:
         result = Result(done.output, admitted_of(job).manifest.output)
-        return Finished(result, receipt, logs, job.limits)
+        return Finished(result, receipt, logs, job.limits, used=done.used)
     code, message, after_ms = done.code, done.message, done.retry_after_ms
     if code == "capability.unavailable":
         code = "guest.failed"  # whether a service was down the mediator knows, not the sandbox
@@ -160,7 +167,7 @@ def finished(job: Job, done: Done, engine: str, containment: str) -> Finished:
         code, message, facts=facts, transient=done.transient,
         retry_after_ms=after_ms,
     )  # fmt: skip
-    return Finished(failure, receipt, logs, job.limits, done.last_calls)
+    return Finished(failure, receipt, logs, job.limits, done.last_calls, done.used)
 
 
 def killed(job: Job, code: str, facts: Facts, engine: str, containment: str) -> Finished:

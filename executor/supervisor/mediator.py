@@ -8,7 +8,7 @@ with its attempt's deadline, and is answered at once while the breaker of its se
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from executor.capabilities import kv
@@ -18,8 +18,10 @@ from executor.supervisor.breakers import Breakers
 from executor.supervisor.guards import target_of
 from executor.supervisor.job import Job
 from executor.supervisor.ports import Stores
+from executor.supervisor.usage import Usages
 
 _BREAKS: Final = frozenset({abi.UNAVAILABLE, abi.DEADLINE})
+_REFUSED: Final = frozenset({abi.DENIED, abi.BAD_ARGUMENT})
 # At its deadline an attempt is killed: the call only must not live on. So the kill comes first.
 _AFTER_S: Final = 0.05
 
@@ -30,6 +32,7 @@ class Mediator:
 
     stores: Stores
     breakers: Breakers
+    usage: Usages = field(default_factory=Usages)
 
     async def serve(self, job: Job, call: Call) -> Answer:
         """Re-check the grant, bound the arguments, act, answer."""
@@ -48,6 +51,8 @@ class Mediator:
         authority = job.admitted.authority if job.admitted else None
         if authority is None or call.function not in authority.functions:
             return abi.DENIED, b"not granted"
+        if authority.not_after and self.breakers.now_ms() > authority.not_after:
+            return abi.DENIED, b"its grant has ended"
         target = target_of(job.request.tenant, "kv")
         held_up, wait_ms = self.breakers.wait_ms(target)
         if held_up is not None:
@@ -62,6 +67,8 @@ class Mediator:
         except TimeoutError:
             # It says as much of a guest that asked late as of the service: no breaker's business.
             return abi.DEADLINE, b"the attempt's time is over"
+        if status not in _REFUSED:
+            self.usage.key(job, call.function, call.key.decode("ascii"))
         if status in _BREAKS:
             self.breakers.failed(target)
         else:

@@ -48,6 +48,7 @@ from executor.supervisor.reading import Reading
 from executor.supervisor.registry import Registry
 from executor.supervisor.schedules import Schedules
 from executor.supervisor.settling import Settler, as_failure
+from executor.supervisor.usage import Usages
 from executor.telemetry import AttemptFacts, Telemetry
 
 _IdOf = tuple[str, str, str]  # tenant, task, id
@@ -70,6 +71,7 @@ class Pipeline:
     intake: Intake
     telemetry: Telemetry
     guards: Guards
+    usage: Usages = field(default_factory=Usages)
     reading: Reading = field(init=False)
     pool: Pool = field(init=False)
     leases: Leases = field(init=False)
@@ -150,6 +152,10 @@ class Pipeline:
         if ready is not None:
             self._settle(job, ready, Finished(Failure(ready.code), Receipt()))
             return
+        denied = self._denied(job)
+        if denied is not None:
+            self._refuse(job, denied)
+            return
         look = must_look_up(request, delivered=delivered)
         if look and self._follows(job):
             return
@@ -163,6 +169,18 @@ class Pipeline:
             self._refuse(job, known)
         else:
             self._dispatch(job, known)
+
+    def _denied(self, job: Job) -> ExecutorError | None:
+        """Step 6 for whoever asks, a look-up: `policy.submitter-denied`, or None."""
+        request = job.request
+        decision = self.trust.policy().access.may(
+            job.principal, "submit", request.tenant, request.task, job.signer
+        )
+        if decision.allowed:
+            return None
+        return ExecutorError(
+            "policy.submitter-denied", f"`{request.tenant}/{request.task}`: {decision.why}"
+        )
 
     def _follows(self, job: Job) -> bool:
         """Whether another delivery of this id is in hand: then this one waits for its end."""
@@ -248,6 +266,10 @@ class Pipeline:
         if job.instead is not None:
             self._start(job, self._fall_back(job, job.instead))
             return
+        denied = self._denied(job)  # policy may have changed
+        if denied is not None:
+            self._refuse(job, denied)
+            return
         known = self.registry.now(job.request.tenant, job.request.task)
         if known is None:
             self._start(job, self._slowly(job))
@@ -331,6 +353,7 @@ class Pipeline:
             self._bug(job, error)
 
     def _finish(self, job: Job, finished: Finished) -> None:
+        self.usage.note(job, finished)
         cancelled = isinstance(finished.outcome, Failure) and finished.outcome.code == _CANCELLED
         if job.instead is not None and not cancelled:
             # Learnt of its own module; what becomes of the task is not its to decide.

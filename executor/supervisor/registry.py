@@ -143,7 +143,7 @@ class Registry:
         policies.check_abi(product.imports, product.exports)
         authority = policies.authorise(
             self.trust.policy(), tenant=release.tenant, task=release.task,
-            manifest=vouched.manifest, imports=product.imports, signers=signers,
+            manifest=vouched.manifest, imports=product.imports, signers=signers, at=now,
         )  # fmt: skip
         if product.memory_min > authority.limits.memory_bytes:
             raise ExecutorError(
@@ -153,7 +153,7 @@ class Registry:
         key_ids = tuple(signer.key.key_id.hex() for signer in signers)
         names = tuple(signer.name for signer in signers)
         return Admitted(release, vouched.manifest, authority, product.artifact, key_ids, names,
-                        until([vouched.until, built]))  # fmt: skip
+                        until([vouched.until, built, authority.not_after]))  # fmt: skip
 
     async def _product(self, release: Release, module: bytes, *, large: bool) -> Product:
         if not large and len(module) > STANDARD.module_bytes:

@@ -18,6 +18,7 @@ from executor.supervisor.ports import Board, Intake, Modules, Outbox, Records, S
 from executor.supervisor.registry import Registry
 from executor.supervisor.settling import Settler
 from executor.supervisor.slots import Slots
+from executor.supervisor.usage import Usages
 from executor.supervisor.zygote import Zygote
 from executor.telemetry import Telemetry
 
@@ -83,11 +84,12 @@ def assemble(
         executor=config.text("host.name"), now_ms=lambda: pipeline.now_ms(),  # noqa: PLW0108
         jitter=lambda: pipeline.jitter(), on_event=telemetry.log.event,  # noqa: PLW0108
     )  # fmt: skip
+    usage = Usages(now_ms=lambda: pipeline.now_ms(), on_denied=telemetry.shadow_denies)  # noqa: PLW0108
     pipeline = Pipeline(
         environment=config.text("host.environment"), rules=config.rules,
         ack_wait_ms=config.number("delivery.ack_wait_ms"), trust=ports.trust, registry=registry,
-        mediator=Mediator(ports.stores, breakers), settler=settler, outbox=ports.outbox,
-        records=ports.records, intake=ports.intake, telemetry=telemetry,
+        mediator=Mediator(ports.stores, breakers, usage), usage=usage, settler=settler,
+        outbox=ports.outbox, records=ports.records, intake=ports.intake, telemetry=telemetry,
         guards=Guards(breakers, Budgets(lambda: pipeline.now_ms())),  # noqa: PLW0108
     )  # fmt: skip
     pipeline.pool = Pool(
@@ -95,6 +97,7 @@ def assemble(
         modules_of=registry.of_tenant, zygote=zygote,
         attempts_per_sandbox_max=config.number("sandbox.attempts_per_sandbox_max"),
     )  # fmt: skip
+    usage.under(config.policy, None)
     share(pipeline.pool.slots, config)
     return pipeline
 

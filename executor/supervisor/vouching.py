@@ -6,14 +6,14 @@ while it is valid *now*: what was admitted by it has to be decided again when th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from executor.core import manifest as manifests
 from executor.core import provenance, signature
-from executor.core.access import Party
+from executor.core.access import Party, of_key
 from executor.core.manifest import Manifest
-from executor.core.policy import Publisher
+from executor.core.policy import Publisher, how_many
 from executor.errors import ExecutorError
 from executor.model import Digest, Release
 from executor.supervisor.ports import Modules, Trust
@@ -38,7 +38,18 @@ def verify(module: bytes, release: Release, trust: Trust, now_ms: int) -> Vouche
         raise ExecutorError("module.digest-mismatch", f"`{Digest(release.digest)}`")
     publishers = trust.publishers(release.tenant, release.task)
     keys = signature.verify_module(module, [publisher.key for publisher in publishers])
-    signers = [publisher for publisher in publishers if publisher.key in keys]
+    access = trust.policy().access
+    signed = [publisher for publisher in publishers if publisher.key in keys]
+    decided = [
+        access.may(of_key(signer.key), "publish", release.tenant, release.task) for signer in signed
+    ]
+    signers = [signer for signer, it in zip(signed, decided, strict=True) if it.allowed]
+    if signed and not signers:
+        raise ExecutorError(
+            "module.signer-untrusted",
+            f"`{signed[0].name}` for `{release.tenant}/{release.task}`: {decided[0].why}",
+            hint="`executor policy can-i publish TENANT/TASK --as NAME` says why",
+        )
     needed = trust.policy().required(release.tenant, release.task).signatures
     valid = [s for s in signers if s.valid_at(now_ms)]
     live = [s for s in valid if not trust.is_revoked(s.key.key_id.hex())]
@@ -76,11 +87,6 @@ def _too_few(
         )  # fmt: skip
     ids = ", ".join(f"`{key_id.hex()}`" for key_id in signature.signers(module))
     return ExecutorError("module.signer-untrusted", f"signed by {ids} for {task}")
-
-
-def how_many(publishers: Sequence[Publisher]) -> int:
-    """How many vouch: two keys of one publisher are one, and so are two names for one key."""
-    return min(len({p.name for p in publishers}), len({p.key for p in publishers}))
 
 
 def until(ends: Iterable[int]) -> int:

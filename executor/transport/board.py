@@ -72,6 +72,11 @@ class Board:
         finally:
             self._writer = None
 
+    async def flush(self, most_s: float) -> None:
+        """Wait until all that was said is stored, or for so long."""
+        if self._writer is not None:
+            await asyncio.wait({self._writer}, timeout=most_s)
+
     async def stop(self) -> None:
         """Say no more; what waits is dropped."""
         self._waiting.clear()

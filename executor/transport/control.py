@@ -31,7 +31,8 @@ _KEY_MAX: Final = 256
 OPERATION: Final = "KV-Operation"
 _DELETED: Final = frozenset({"DEL", "PURGE"})
 # Type → where its keys name the tenant, behind the type.
-_TENANT_AT: Final = {"release": 0, "cancel": 0, "pause": 0, "schedule": 0, "breaker": 1}
+_TENANT_AT: Final = {"release": 0, "cancel": 0, "pause": 0, "schedule": 0, "breaker": 1,
+              "usage": 1}  # fmt: skip
 _RESYNC_S: Final = 30.0
 
 

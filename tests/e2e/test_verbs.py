@@ -87,6 +87,16 @@ HAPPY = {
     "trust push": (["trust", "push", "--config", "{signed}/executor.toml"], "executor.trust/1"),
     "trust refresh": (["trust", "refresh", "--config", "{signed}/executor.toml"],
                       "executor.trust-verified/1"),
+    "policy check": (["policy", "check"], "executor.policy/1"),
+    "policy can-i": (["policy", "can-i", "submit", "acme/wordcount", "--as", "tenant:acme"],
+                     "executor.decision/1"),
+    "policy matrix": (["policy", "matrix"], "executor.matrix/1"),
+    "grant explain": (["grant", "explain", "acme/wordcount"], "executor.explained/1"),
+    "grant explain a file": (["grant", "explain", "acme/curious", "--module", "curious.wasm"],
+                             "executor.explained/1"),
+    "grant diff": (["grant", "diff", "executor.toml", "executor.toml"], "executor.difference/1"),
+    "grant shadow": (["grant", "shadow"], "executor.shadow/1"),
+    "grant report": (["grant", "report"], "executor.grants/1"),
     "doctor": (["doctor"], "executor.doctor/1"),
     "explain": (["explain"], "executor.codes/1"),
     "explain a code": (["explain", "guest.trap"], "executor.code/1"),
@@ -104,11 +114,13 @@ VERBS = [
     "tenant list", "tenant add", "tenant remove",
     "nats apply", "nats check", "nats config", "nats mint", "nats reload", "nats revoke",
     "bench module", "bench plan", "trust init", "trust sign", "trust status", "trust rotate",
-    "trust revoke", "trust renew", "trust verify", "trust push", "trust refresh", "doctor",
-    "explain", "config show", "config check", "help",
+    "trust revoke", "trust renew", "trust verify", "trust push", "trust refresh",
+    "policy check", "policy can-i", "policy matrix", "grant explain", "grant diff",
+    "grant shadow", "grant report", "doctor", "explain", "config show", "config check", "help",
 ]  # fmt: skip
 UNLISTED = {"help"}
-FAMILIES = ["", "schedule", "dead", "quarantine", "tenant", "nats", "bench", "trust", "config"]
+FAMILIES = ["", "schedule", "dead", "quarantine", "tenant", "nats", "bench", "trust", "policy",
+            "grant", "config"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +206,7 @@ def test_every_verb_is_in_the_table(helps: dict[str, Done]) -> None:
     offered = set()
     for family in FAMILIES:
         listed = helps[family].text.partition("Commands:\n")[2]
-        names = re.findall(r"^  ([a-z]+) ", listed, re.MULTILINE)
+        names = re.findall(r"^  ([a-z-]+) ", listed, re.MULTILINE)
         offered |= {f"{family} {name}".strip() for name in names}
     assert offered - set(FAMILIES) == set(VERBS) - UNLISTED
 
@@ -344,3 +356,54 @@ def test_publish_warns_of_missing_grants(house: House) -> None:
     assert house.json("publish", "curious.wasm")["missing_grants"] == [
         "clock = true", 'kv = { prefix = "", mode = "write" }'
     ]  # fmt: skip
+
+
+def test_no_is_an_exit_status(house: House) -> None:
+    """`can-i` says no with status 11 and why; whom nobody knows is a mistake with the names."""
+    denied = house.call("policy", "can-i", "change-policy", "acme/x", "--as", "author")
+    assert (denied.code, denied.text) == (11, "no, no role of it has `change-policy` there\n")
+    unknown = house.call("policy", "can-i", "submit", "acme/x", "--as", "authr")
+    assert unknown.code == 2
+    assert "Known: " in unknown.err
+    elsewhere = house.call("policy", "can-i", "submit", "nowhere/x", "--as", "tenant:nowhere")
+    assert (elsewhere.code, "no tenant `nowhere`" in elsewhere.text) == (11, True)
+
+
+def test_findings_fail_with_strict(house: House, tmp_path: Path) -> None:
+    """A policy file with a finding passes, with --strict it does not; an error always fails."""
+    key = re.search(r"ed25519:[\w+/=-]+", (house.folder / "executor.toml").read_text())
+    assert key is not None
+    file = tmp_path / "policy.toml"
+    file.write_text(f'[[publisher]]\nname = "x"\nkey = "{key[0]}"\ntasks = ["*/*"]\n')
+    checked, strict = house.call_all(
+        ["policy", "check", str(file)], ["policy", "check", str(file), "--strict"]
+    )
+    assert (checked.code, strict.code) == (0, 15)
+    assert "wildcard" in checked.text
+    file.write_text('[[role]]\nname = "x"\nactions = ["fly"]\n')
+    done = house.call("policy", "check", str(file))
+    assert (done.code, "which is none of" in done.err) == (15, True)
+
+
+def test_an_explanation_names_the_side(house: House) -> None:
+    """What is not granted comes with the line that would allow it; each limit with who set it."""
+    found = house.json("grant", "explain", "acme/curious", "--module", "curious.wasm")
+    sides = {each["function"]: each["narrowed_by"] for each in found["functions"]}
+    assert "grant" in sides["clock_now_ns"]
+    assert found["limits"]["fuel"]["by"] == "host"
+    assert "clock = true" in house.run("grant", "explain", "acme/curious", "--module",
+                                       "curious.wasm").text  # fmt: skip
+    assert house.call("grant", "explain", "acme/nothing").code == 11
+
+
+def test_a_difference_is_told_by_effect(house: House) -> None:
+    """A grant that is gone: who loses what; nothing else."""
+    text = (house.folder / "executor.toml").read_text()
+    less = house.folder / "less.toml"  # beside the keys that it names
+    less.write_text(text.replace("log = true", "clock = true", 1))
+    rows = house.json("grant", "diff", "executor.toml", str(less))["changes"]
+    assert {("log_write", 1, 0), ("clock_now_ns", 0, 1)} >= {
+        (row["what"], row["before"], row["after"]) for row in rows
+    }
+    assert rows
+    less.unlink()

@@ -17,6 +17,7 @@ from random import Random
 from typing import Final, cast
 
 from executor.core import policy as policies
+from executor.core.access import Access, of_roles
 from executor.core.manifest import Manifest
 from executor.core.seal import ExecutorKey, Opener
 from executor.core.signature import PublicKey, SecretKey
@@ -77,7 +78,10 @@ _ADMITTED: Final = Admitted(
 class Trust:
     """The port: one tenant, one trusted key."""
 
-    _policy = policies.Policy(tenants=(policies.Tenant(TENANT),))
+    _policy = policies.Policy(
+        tenants=(policies.Tenant(TENANT),),
+        access=Access(bindings=(*of_roles(TENANT, ["submitter"]),)),
+    )
 
     def publishers(self, tenant: str, task: str) -> Sequence[policies.Publisher]:
         """Nobody signs: the stub registry looks at no signature."""

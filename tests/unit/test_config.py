@@ -14,6 +14,7 @@ from executor.config import KEYS, Config
 from executor.config_document import TABLES
 from executor.config_tables import Key, Value
 from executor.core.policy import Ceiling, Tenant
+from executor.core.scopes import EVERY
 from executor.core.settlement import Rules
 from executor.core.signature import SecretKey
 from executor.errors import ExecutorError
@@ -364,7 +365,7 @@ def test_lines_are_named(text: str, line: str) -> None:
 def test_the_right_table_of_several_is_named() -> None:
     """An error in the third [[grant]] names the third one's line."""
     grant = '[[grant]]\ntenant = "acme"\nwhy = "tests"\n'
-    text = TENANT + grant + "limits.fuel = 1\n" + grant + grant + "log = 1\n"
+    text = TENANT + grant + "log = true\n" + grant + grant + "log = 1\n"
     assert refusal(text).detail == "[[grant]] at executor.toml:10: `log` is not true or false"
 
 
@@ -445,7 +446,7 @@ def test_every_table_is_read() -> None:
     assert (grant.tenant, grant.task, grant.signer) == ("acme", "thumbs", "ci")
     assert grant.why == "stores thumbnails"
     assert grant.capabilities == {"log", "kv"}
-    assert (grant.kv, grant.limits) == (KvScope("thumbs/", write=True), (("deadline_ms", 9),))
+    assert (grant.kv, grant.limits) == (KvScope("thumbs/", write=EVERY), (("deadline_ms", 9),))
     (publisher,) = got.publishers
     assert (publisher.name, publisher.key, publisher.tasks) == ("ci", KEY, ("acme/*", "*/thumbs"))
     assert publisher.ceiling == Ceiling(frozenset({"log"}))

@@ -61,7 +61,7 @@ LARGEST: Final[tuple[Frame, ...]] = (
     Call(BIG, BIG, "f" * 128, bytes(512), bytes(PAYLOAD_MAX)),
     Done(BIG, "c" * 64, "😀" * (8 * KIB), True, BIG, bytes(PAYLOAD_MAX),
          ((3, "😀" * 128),) * 256, BIG, BIG, BIG, BIG, BIG, BIG, (("n" * 64, "é" * 512),) * 32,
-         (("clock_now_ns", -16),) * 8),
+         (("clock_now_ns", -16),) * 8, 2 ** len(abi.FUNCTIONS) - 1),
     Compile(BIG, large=True),
     Compiled((("m" * 128, "n" * 128, "s" * 256),) * 1_000, (("e" * 128, "s" * 256),) * 256,
              BIG, BIG, "e" * 128),
@@ -154,6 +154,7 @@ OUT_OF_BOUNDS: Final[dict[type, dict[str, list[Any]]]] = {
         "last_calls": [1, [["take"]], [["take", "0"]], [["take", True]], [["take", 2]],
                        [["take", -17]], [["open", 0]], [[["take"], 0]], [[1, 0]],
                        [["take", 0]] * 9],
+        "used": [-1, 2 ** len(abi.FUNCTIONS), 1.0, None],
     },
     Compile: {"memory_max": COUNT_BAD, "large": BOOL_BAD},
     Compiled: {

@@ -10,16 +10,18 @@ import pytest
 
 from executor.core import abi, policy
 from executor.core.manifest import Manifest, Want
-from executor.core.policy import Ceiling, Grant, Import, Policy, Publisher, Tenant
+from executor.core.policy import Ceiling, Grant, Import, Policy, Publisher, Requirement, Tenant
+from executor.core.scopes import EVERY
 from executor.core.signature import PublicKey
 from executor.errors import ExecutorError
-from executor.model import Authority, KvScope, Limits
+from executor.model import Authority, Fallback, KvScope, Limits
 
 ALL: Final = frozenset({"log", "clock", "random", "kv"})
 KEY: Final = PublicKey(bytes([7]) * 32)
 ACME: Final = Tenant("acme", Ceiling(ALL))
 CI: Final = Publisher("ci", KEY, ("acme/*",))
-READ, WRITE = KvScope("thumbs/"), KvScope("thumbs/", write=True)
+OTHER: Final = Publisher("other", PublicKey(bytes([8]) * 32), ("acme/*",))
+READ, WRITE = KvScope("thumbs/"), KvScope("thumbs/", write=EVERY)
 GRANT: Final = Grant("acme", "thumbs", "why", capabilities=ALL, kv=WRITE)
 POLICY: Final = Policy(tenants=(ACME,), grants=(GRANT,), attempts_max=4)
 EXPORTS: Final = (("memory", "memory"), ("run", "->i32"))
@@ -229,32 +231,104 @@ def test_grants_add_up() -> None:
 def test_the_ceilings_bound_every_grant() -> None:
     """Neither a tenant nor a signer gets above its ceiling, whoever grants it."""
     below = replace(POLICY, tenants=(Tenant("acme", Ceiling(ALL - {"kv"})),))
-    assert "ceiling by kv" in denial("kv_get", using=below).hint
+    assert denial("kv_get", using=below).hint == "raise the tenant's ceiling by kv"
     bounded = replace(CI, ceiling=Ceiling(frozenset({"log"})))
     assert authorise("log_write", signers=[bounded])
-    for signers in ([bounded], [CI, bounded], [bounded, CI]):
-        assert "ceiling by" not in denial("kv_get", using=POLICY, signers=signers).hint
+    error = denial("log_write", "kv_get", "kv_put", using=POLICY, signers=[bounded])
+    assert error.hint == "raise a publisher's ceiling by kv"
+    assert (error.detail, error.facts) == ("`kv_get`, `kv_put`", {"granted": "log"})
+
+
+def test_a_second_signature_takes_nothing_away() -> None:
+    """What one of two signers vouches for is vouched for: to revoke the other adds nothing."""
+    bounded = replace(OTHER, ceiling=Ceiling(frozenset({"log"}), (("fuel", 5), ("calls", 5))))
+    for signers in ([CI, bounded], [bounded, CI]):
+        got = authorise("kv_get", signers=signers)
+        assert got.limits.fuel == POLICY.limits.fuel
+    # The same key twice is one signer, with all that its entries have.
+    twice = [bounded, replace(bounded, ceiling=Ceiling(ALL, (("fuel", 7),)))]
+    assert authorise("kv_get", signers=twice).limits.fuel == 7
+
+
+@pytest.mark.covers("module.signer-untrusted")
+def test_as_many_vouch_as_have_to_sign() -> None:
+    """Where two must sign, two must vouch: one signer's ceiling bounds a module of two."""
+    two = replace(POLICY, requirements=(Requirement(("acme/*",), 2), Requirement(("x/*",), 9)))
+    bounded = replace(OTHER, ceiling=Ceiling(frozenset({"log"}), (("fuel", 5),)))
+    assert authorise("log_write", using=two, signers=[CI, bounded]).limits.fuel == 5
+    assert "publisher's" in denial("kv_get", using=two, signers=[CI, bounded]).hint
+    third = replace(CI, name="third", key=PublicKey(bytes([9]) * 32))
+    assert authorise("kv_get", using=two, signers=[CI, bounded, third]).kv == WRITE
+    for signers in ([], [CI], [CI, replace(CI, name="again")]):
+        with pytest.raises(ExecutorError) as caught:
+            authorise(using=two, signers=signers)
+        assert caught.value.code == "module.signer-untrusted"
 
 
 def test_limits_are_the_minimum_of_all_sides() -> None:
-    """Host, tenant, signer, grant and manifest each only lower a limit."""
+    """Host, tenant, signer, requirement, grant and manifest each only lower a limit."""
     using = Policy(
         limits=Limits(fuel=100, calls=100, deadline_ms=100, memory_bytes=100, output_bytes=100),
         tenants=(Tenant("acme", Ceiling(ALL, (("fuel", 50), ("calls", 999)))),),
         grants=(replace(GRANT, limits=(("deadline_ms", 40), ("fuel", 60))),),
+        requirements=(Requirement(("acme/thumbs",), limits=(("log_lines", 3),)),),
     )
     signer = replace(CI, ceiling=Ceiling(ALL, (("memory_bytes", 30),)))
     asked = (("fuel", 45), ("host_calls", 20), ("output_bytes", 999))
-    got = authorise(
-        "log_write", using=using, signers=[signer, CI],
-        manifest=manifest_of("log_write", limits=asked),
-    )  # fmt: skip
+    manifest = manifest_of("log_write", limits=asked)
+    got = authorise("log_write", using=using, signers=[signer], manifest=manifest)
     assert got.limits == replace(
-        using.limits, fuel=45, calls=20, deadline_ms=40, memory_bytes=30
+        using.limits, fuel=45, calls=20, deadline_ms=40, memory_bytes=30, log_lines=3
     )  # fmt: skip
     assert policy.for_request(got, [("fuel", 46), ("deadline_ms", 1), ("x", 1)]) == replace(
         got.limits, deadline_ms=1
     )
+    weighed = policy.weigh(
+        using, tenant="acme", task="thumbs", manifest=manifest, at=0, signers=[signer],
+        imports=imports_of("log_write"),
+    )  # fmt: skip
+    by = {name: side for name, _, side in weighed.limits}
+    assert {by[n] for n in by if n not in dict(got_sides())} == {"host"}
+    assert {name: by[name] for name in dict(got_sides())} == dict(got_sides())
+
+
+def got_sides() -> list[tuple[str, str]]:
+    """Which side lowered which limit above."""
+    return [
+        ("fuel", "module"), ("calls", "module"), ("deadline_ms", "grant"),
+        ("memory_bytes", "signer"), ("log_lines", "requirement"),
+    ]  # fmt: skip
+
+
+def test_a_grants_limits_hold_for_what_it_gives() -> None:
+    """Of several grants of a function the highest limit counts; of several functions the lowest."""
+    general = Grant("acme", "*", "why", capabilities=frozenset({"log"}))
+    low = (("fuel", 10), ("calls", 10))
+    specific = replace(GRANT, capabilities=frozenset({"kv"}), limits=low)
+    using = replace(POLICY, grants=(general, specific))
+    assert authorise("log_write", using=using).limits == POLICY.limits
+    assert authorise("log_write", "kv_get", using=using).limits.fuel == 10
+    reads = replace(specific, kv=READ, limits=(("fuel", 20),))
+    both = replace(POLICY, grants=(general, specific, reads))
+    got = authorise("kv_get", using=both).limits
+    assert (got.fuel, got.calls) == (20, POLICY.limits.calls)
+    # Writing comes with the first alone.
+    assert authorise("kv_get", "kv_put", using=both).limits.fuel == 10
+
+
+def test_a_grant_ends() -> None:
+    """After its `not_after` a grant is none, and what it gave says when that is."""
+    ending = replace(GRANT, not_after=50)
+    using = replace(POLICY, grants=(ending, replace(ending, not_after=70), GRANT))
+    assert authorise("log_write", using=using).not_after == 50
+    using = replace(POLICY, grants=(ending,))
+    arguments = {
+        "tenant": "acme", "task": "thumbs", "manifest": manifest_of("log_write"),
+        "imports": imports_of("log_write"), "signers": [CI],
+    }  # fmt: skip
+    assert policy.authorise(using, at=50, **arguments)  # type: ignore[arg-type]
+    with pytest.raises(ExecutorError):
+        policy.authorise(using, at=51, **arguments)  # type: ignore[arg-type]
 
 
 @pytest.mark.covers("module.manifest-invalid")
@@ -293,47 +367,15 @@ def test_kv_without_a_scope_is_nothing() -> None:
     denial("kv_get", using=replace(POLICY, grants=(replace(GRANT, kv=None),)))
 
 
-@pytest.mark.parametrize(
-    ("general", "specific"),
-    [
-        ({"task": "*"}, {"task": "thumbs"}),
-        ({"signer": "*"}, {"signer": "ci"}),
-        ({"task": "*", "signer": "ci"}, {"task": "thumbs", "signer": "*"}),
-    ],
-)
-def test_the_most_specific_scope_replaces_the_others(
-    general: dict[str, str], specific: dict[str, str]
-) -> None:
-    """Scopes are never merged: the one for the task counts, then the one for the signer."""
-    wide = replace(GRANT, kv=KvScope("", write=True), **general)  # type: ignore[arg-type]
-    narrow = replace(GRANT, kv=READ, **specific)  # type: ignore[arg-type]
+def test_scopes_of_several_grants_add_up() -> None:
+    """Keys that one grant gives are not lost to another one, whatever its task or signer."""
+    wide = replace(GRANT, task="*", kv=KvScope("thumbs/"))
+    narrow = replace(GRANT, signer="ci", kv=KvScope("thumbs/small/", write=EVERY))
     for grants in ((wide, narrow), (narrow, wide)):
-        assert authorise("kv_get", using=replace(POLICY, grants=grants)).kv == READ
-        denial("kv_put", using=replace(POLICY, grants=grants))
-    # What replaced the general grant is gone, so the general one counts again.
-    assert authorise("kv_put", using=replace(POLICY, grants=(wide,))).kv == wide.kv
-
-
-@pytest.mark.parametrize(
-    ("scope", "function", "key", "allowed"),
-    [
-        (READ, "kv_get", "a", True),
-        (READ, "kv_put", "a", False),
-        (READ, "kv_delete", "a", False),
-        (WRITE, "kv_put", "a/b.c", True),
-        (WRITE, "kv_delete", "a", True),
-        (None, "kv_get", "a", False),
-        (WRITE, "kv_get", "", False),
-        (WRITE, "kv_get", ".a", False),
-        (WRITE, "kv_get", "a.", False),
-        (WRITE, "kv_get", "a..b", False),
-    ],
-)
-def test_the_mediator_checks_each_call(
-    scope: KvScope | None, function: str, key: str, *, allowed: bool
-) -> None:
-    """A call is inside the scope by its function and by a key that names one entry."""
-    assert policy.kv_allows(scope, function, key) is allowed
+        got = authorise("kv_get", "kv_put", using=replace(POLICY, grants=grants)).kv
+        assert got == KvScope("thumbs/", write=("small/*",))
+    assert authorise("kv_put", using=replace(POLICY, grants=(narrow,))).kv == narrow.kv
+    denial("kv_put", using=replace(POLICY, grants=(wide,)))
 
 
 # Publishers.
@@ -350,3 +392,60 @@ def test_the_mediator_checks_each_call(
 def test_for_which_tasks_a_key_signs(patterns: tuple[str, ...], *, may: bool) -> None:
     """Patterns compare part by part, never by prefix."""
     assert Publisher("ci", KEY, patterns).may_sign("acme", "thumbs") is may
+
+
+# Fallbacks.
+
+
+def test_a_fallback_has_no_wider_scope() -> None:
+    """The other module's keys and end are bounded by those of the task."""
+    bound = Authority(frozenset({"kv_get"}), READ, not_after=9)
+    other = Authority(frozenset({"kv_get"}), KvScope("thumbs/", ("small/*",)))
+    assert policy.within(other, bound) == replace(other, not_after=9)
+    for kv in (KvScope(), WRITE):
+        with pytest.raises(ExecutorError) as caught:
+            policy.within(replace(other, kv=kv), bound)
+        assert caught.value.code == "policy.capability-denied"
+
+
+def test_whose_fallback_it_is() -> None:
+    """The grant for the task before the one for all, the signer's before anybody's; none after."""
+    own, any_, ended = (Fallback(frozenset({"guest.trap"}), bytes([n])) for n in range(3))
+    using = replace(POLICY, grants=(
+        replace(GRANT, task="*", fallback=any_), replace(GRANT, fallback=own),
+        replace(GRANT, signer="ci", fallback=ended, not_after=5), GRANT,
+    ))  # fmt: skip
+    assert policy.fallback_for(using, "acme", "thumbs", ["ci"], 5) is ended
+    assert policy.fallback_for(using, "acme", "thumbs", ["ci"], 6) is own
+    assert policy.fallback_for(using, "acme", "other", [], 6) is any_
+    assert policy.fallback_for(using, "zebra", "other", []) is None
+
+
+@pytest.mark.parametrize(
+    ("other", "wider"),
+    [
+        ({}, False),
+        ({"capabilities": frozenset({"log"}), "kv": None}, False),
+        ({"kv": KvScope("thumbs/small/")}, False),
+        ({"kv": KvScope("")}, True),
+        ({"capabilities": ALL}, True),
+    ],
+)
+def test_what_a_fallback_could_reach(other: dict[str, object], *, wider: bool) -> None:
+    """A module of another task stands in only where that task is granted no more."""
+    mine = replace(
+        GRANT, capabilities=frozenset({"log", "kv"}),
+        fallback=Fallback(frozenset({"guest.trap"}), task="simple"),
+    )  # fmt: skip
+    simple = replace(mine, task="simple", **other)  # type: ignore[arg-type]
+    assert policy.is_wider(replace(POLICY, grants=(mine, simple)), mine) is wider
+    assert not policy.is_wider(POLICY, GRANT)
+    fixed = replace(mine, fallback=Fallback(frozenset({"guest.trap"}), b"x"))
+    assert not policy.is_wider(POLICY, fixed)
+
+
+def test_a_fallback_does_nothing_that_its_task_may_not() -> None:
+    """A function that the task's module does not have is refused by name."""
+    with pytest.raises(ExecutorError) as caught:
+        policy.within(Authority(frozenset({"kv_get", "log_write"})), Authority())
+    assert caught.value.detail == "`kv_get`, `log_write`"
