@@ -18,6 +18,7 @@ from executor import config as configs
 from executor.cli import output
 from executor.cli.base import (
     Verb,
+    operator_key,
     pick_tenant,
     read_file,
     read_input,
@@ -31,7 +32,8 @@ from executor.cli.serving import Host, queue, settings, stream_options
 from executor.cli.serving import serve as serve_host
 from executor.client import Client, TaskOutcome
 from executor.config import Config
-from executor.core import policy, provenance, release, signature, subjects
+from executor.core import policy, provenance, signature, subjects
+from executor.core.signature import SecretKey
 from executor.errors import ExecutorError
 from executor.model import Release
 from executor.supervisor import vouching
@@ -41,6 +43,7 @@ from executor.transport.connection import Connection
 from executor.transport.control import Control
 from executor.transport.objects import Objects
 from executor.transport.server import PrivateServer
+from executor.transport.speaking import Speaker
 from executor.trust.file import FileTrust
 
 _DURATION: Final = re.compile(r"(\d{1,12}(?:\.\d{1,3})?)(ms|s|m|h|d)\Z", re.ASCII)
@@ -74,14 +77,18 @@ def moment_ms(text: str) -> int:
 
 
 async def publish_module(
-    config: Config, data: bytes, tenant: str, statement: bytes | None = None
-) -> tuple[Release, list[str]]:
+    config: Config, data: bytes, tenant: str, statement: bytes | None = None, *,
+    key: SecretKey | None = None,
+) -> tuple[Release, list[str]]:  # fmt: skip
     """Verify, compile, store by digest, release. Returns the release and what is not granted yet.
 
     `statement` is the builder's, stored beside the module; checked where policy asks for one.
+    `key` is whose word the release is, if not the operator's whom the configuration names.
 
-    Errors  `module.*`, `policy.task-unknown` for an unknown tenant, `transport.*`.
+    Errors  `module.*`, `policy.task-unknown` for an unknown tenant, `policy.action-denied`,
+            `config.missing` without a key, `transport.*`.
     """
+    key = key or operator_key(config)
     party = config.policy.tenant(tenant)
     if party is None:
         known = ", ".join(t.name for t in config.policy.tenants) or "none"
@@ -116,19 +123,20 @@ async def publish_module(
     try:
         if statement is not None:  # first: whoever sees the release finds it
             await Objects(connection).put(provenance.object_name(digest), statement)
-        await store(connection, config, live, data)
+        await store(connection, config, live, data, key)
     finally:
         await connection.close()
     return live, missing
 
 
-async def store(connection: Connection, config: Config, live: Release, data: bytes) -> None:
+async def store(
+    connection: Connection, config: Config, live: Release, data: bytes, key: SecretKey
+) -> None:
     """Put the bytes under the release's digest and point the task's name at it."""
     await Objects(connection).put(live.digest, data)
-    await Control(connection).put(
-        subjects.release_key(live.tenant, live.task),
-        release.encode(live, config.text("host.environment")),
-    )
+    speaker = Speaker(Control(connection), config.opener(), key)
+    key_of = subjects.release_key(live.tenant, live.task)
+    await speaker.say("release", key_of, {"digest": live.digest, "version": live.version})
 
 
 @click.command("publish", cls=Verb)

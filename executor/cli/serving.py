@@ -14,14 +14,14 @@ from executor.cli.heartbeat import Heartbeat
 from executor.cli.intake import Intake
 from executor.cli.modules import read_key
 from executor.config import Config
-from executor.core import provenance
-from executor.core import release as releases
+from executor.core import provenance, seal, subjects
 from executor.core.policy import Tenant
 from executor.core.signature import SecretKey
 from executor.errors import ExecutorError
 from executor.model import MIB, Digest, Release, StoredMessage
 from executor.supervisor import containment
 from executor.supervisor.clock import ServerClock
+from executor.supervisor.commands import Commands
 from executor.supervisor.pipeline import Pipeline
 from executor.supervisor.ports import KvStore
 from executor.supervisor.service import Ports, assemble, new_zygote, share
@@ -33,6 +33,7 @@ from executor.transport.board import Board
 from executor.transport.connection import Connection
 from executor.transport.control import Watch
 from executor.transport.kv import TenantKv
+from executor.transport.listening import Listening
 from executor.transport.objects import Objects
 from executor.transport.outbox import Outbox
 from executor.transport.settings import PING_S, Settings
@@ -75,28 +76,16 @@ class _Modules:
     """Releases as CONTROL says, kept up to date, and module bytes by digest."""
 
     objects: Objects
-    telemetry: Telemetry
-    environment: str
     on_change: Callable[[Release], None]
     _live: dict[tuple[str, str], Release] = field(default_factory=dict)
 
-    def entry(self, key: str, value: bytes | None, revision: int) -> None:
-        """One entry of CONTROL; junk leaves what was in force."""
-        del revision
-        parts = key.split(".")
-        if parts[0] != "release" or len(parts) != 3:  # noqa: PLR2004
-            return
-        name = (parts[1], parts[2])
-        if value is None:
+    def replace(self, name: tuple[str, str], live: Release | None) -> None:
+        """What a task's name stands for from now on."""
+        if live is None:
             self._live.pop(name, None)
-            return
-        try:
-            release = releases.decode(value, *name, environment=self.environment)
-        except ExecutorError as error:
-            self.telemetry.security_event("release-not-valid", key=key, reason=error.message)
-            return
-        self._live[name] = release
-        self.on_change(release)
+        else:
+            self._live[name] = live
+            self.on_change(live)
 
     def release(self, tenant: str, task: str) -> Release | None:
         """What the task name stands for now."""
@@ -137,6 +126,12 @@ class _Records:
         believes = self.trust.opener().believes
         return await records.read_outcome(self.connection, tenant, task, task_id, believes)
 
+    async def find(self, tenant: str, task: str, task_id: str) -> Sequence[StoredMessage]:
+        """The same of whichever task has the id."""
+        if task != subjects.ANY_TASK:
+            return await self.read(tenant, task, task_id)
+        return await records.find(self.connection, tenant, task_id)
+
     async def waiting(self, tenant: str, task: str, task_id: str) -> Sequence[StoredMessage]:
         """What waits in LATER under a task id."""
         return await records.read_waiting(self.connection, tenant, task, task_id)
@@ -162,6 +157,8 @@ class Host:
         self._key = key or _outcome_key(config)
         self._trust = FileTrust(config)
         self._check_trust(config)
+        self._environment = config.text("host.environment")
+        self.on_drain: Callable[[], None] = lambda: None
         self._clock = ServerClock()
         self._draining = False
         self._warm: set[asyncio.Task[None]] = set()
@@ -206,11 +203,8 @@ class Host:
         await streams.check(self.connection, queues, stream_options(self.config))
         self._outbox = Outbox(self.connection)
         await self._outbox.start()
-        self._modules = _Modules(
-            Objects(self.connection), self.telemetry, self.config.text("host.environment"),
-            self._released,
-        )  # fmt: skip
-        self._board = Board(self.connection)
+        self._modules = _Modules(Objects(self.connection), self._released)
+        self._board = Board(self.connection, self._sign)
         self._intake = Intake(
             self.connection, alone=self.config.number("delivery.window"),
             shared=self.config.number("delivery.window_shared"),
@@ -225,18 +219,26 @@ class Host:
         self.pipeline = assemble(self.config, ports, key=self._key, telemetry=self.telemetry,
                                  zygote=self._zygote)  # fmt: skip
         self.pipeline.now_ms = self._clock.now_ms
+        self._commands = Commands(
+            self._environment, self.config.text("host.name"), self._key, self._trust, self._outbox,
+            _Records(self.connection, self._trust).find, self.telemetry, self._clock.now_ms,
+            self.connection.send, self.on_drain,
+        )  # fmt: skip
+        self._listening = Listening(
+            self.connection, self.config.text("host.name"), self._commands.receive
+        )
         self._heartbeat = Heartbeat(
-            self.connection, self.config.text("host.name"), self.config.text("host.environment"),
+            self.connection, self.config.text("host.name"), self._environment, self._sign,
             self._clock, self.telemetry, self._report, self._unready,
             self.config.path("host.health_file"),
         )  # fmt: skip
         await self._heartbeat.start()
         self._steering = Steering(
-            self.config.text("host.environment"), self.pipeline.guards, self.pipeline.cancelling,
+            self._environment, self._trust, self.pipeline.guards, self.pipeline.cancelling,
             self.pipeline.schedules, self.telemetry, self.pipeline.now_ms,
-            self.pipeline.look_again,
+            self.pipeline.look_again, self._modules.replace,
         )  # fmt: skip
-        self._watch = Watch(self.connection, self._entry)
+        self._watch = Watch(self.connection, self._steering.entry)
         await self._watch.start()
         # Admit before the first task: a sandbox is born with what is known by then. Compilers take
         # turns, so one tenant's bombs could hold up the start of all: what is not admitted in the
@@ -251,6 +253,7 @@ class Host:
         self.pipeline.start()
         for tenant in self.config.policy.tenants:
             await self._intake.add(tenant)
+        await self._listening.start(self.config.policy.tenants)
         await self._heartbeat.beat()
         self.telemetry.observe(self._levels)
         # What exists now lives as long as the process; what a task leaves behind has no cycles, and
@@ -278,10 +281,9 @@ class Host:
             possible=",".join(found.escaped) or "-",
         )  # fmt: skip
 
-    def _entry(self, key: str, value: bytes | None, revision: int) -> None:
-        """One entry of CONTROL: a release, or what steers the work."""
-        if not self._steering.entry(key, value):
-            self._modules.entry(key, value, revision)
+    def _sign(self, key: str, payload: bytes) -> bytes:
+        """The value that says `payload` under a key of CONTROL."""
+        return seal.say(self._key, self._environment, key, payload, at=self._clock.now_ms())
 
     def _levels(self) -> dict[str, int]:
         """What is measured from time to time."""
@@ -360,6 +362,8 @@ class Host:
         self.config = config
         self._trust.replace(config)
         self.pipeline.decide_again()
+        self._steering.judge_again()
+        self._watch.look_again()
         for release in self._modules.releases():
             self._released(release)
         share(self.pipeline.pool.slots, config)
@@ -367,6 +371,7 @@ class Host:
             if tenant.name not in before:
                 await self._intake.add(tenant)
         self._intake.replace(config.policy.tenants)
+        await self._listening.start(config.policy.tenants)
         self.telemetry.log.event(
             "reloaded", tenants=",".join(sorted(after)), needs_restart=",".join(fixed) or "-"
         )
@@ -375,6 +380,8 @@ class Host:
         """Ask for nothing more, end or give back what is in hand, and leave."""
         self._draining = True
         self._heartbeat.write_health()
+        await self._listening.stop()
+        self._commands.stop()
         await self._intake.stop()
         if drain_ms:
             await self.pipeline.drain(drain_ms / 1000)
@@ -413,6 +420,7 @@ async def serve(
     asked: asyncio.Queue[signal.Signals] = asyncio.Queue()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, asked.put_nowait, number)
+    host.on_drain = lambda: asked.put_nowait(signal.SIGTERM)
     await host.start()
     ready()
     while (number := await asked.get()) is signal.SIGHUP:

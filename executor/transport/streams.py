@@ -154,6 +154,8 @@ def _control(options: Options) -> Config:
         # Watchers listen here: only what was stored arrives, with its revision, and no consumer
         # has to be made (executors may not make any).
         "republish": {"src": f"$KV.{bucket}.>", "dest": f"{CONTROL_STORED}>"},
+        # Cancellations, signs of life and removals go by themselves; executors may delete nothing.
+        "allow_msg_ttl": True,
     }
 
 
