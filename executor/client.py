@@ -313,7 +313,7 @@ class Client:
         if self._signer is None:
             body = envelope.encode_task(request, self.environment)
         else:
-            draft = envelope.signed_draft(request, self.environment)
+            draft = seal.signed_draft(request, self.environment)
             (body,) = seal.seal(self._signer, [draft], at=time.time_ns() // 1_000_000)
         # Of the whole message, not of the id alone: within the duplicate window the queue drops
         # the second of two equal ones, and an id that another task uses too must not be dropped.

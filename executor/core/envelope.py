@@ -6,10 +6,9 @@ submitter's; `retry`, `schedule`, `result` and `dead` carry an opaque payload un
 signature (`core.seal` makes and checks it; payloads are decoded only afterwards). A message with a
 `Task-Id` header is the raw form: its body is the input.
 
-Version 2 adds what a record says of an attempt: limits, last host calls, signers, cause. Version 3
-is of tasks and retries alone: a task in a submitter's seal, and a retry under another id than its
-message's. Readers take all; a message says the lowest version that can hold it, so that an older
-host reads it or refuses it by its version, and never looks past a signature.
+Version 2 adds what a record says of an attempt; version 3 is a task in a submitter's seal, and a
+retry under another id than its message's. Readers take all; a message says the lowest version that
+can hold it, so that an older host reads it or refuses it, and never looks past a signature.
 
 Nothing here decodes a task's input.
 """
@@ -63,8 +62,6 @@ _INT_MAX: Final = 2**53
 _TIME_MAX: Final = 9_200_000_000_000  # 2261: beyond 2262 the server's clock overflows
 # What arrives among the tasks and only an executor may say.
 _EXECUTORS_OWN: Final = frozenset({"retry", "schedule"})
-# What version 3 adds to.
-_OF_VERSION_3: Final = frozenset({"task", "retry"})
 _ITEMS_MAX: Final = 64
 # Holds a guest's message of 8 Ki characters, each of which may take four bytes.
 _TEXT_MAX: Final = 32 * KIB
@@ -270,19 +267,13 @@ def encode_task(request: TaskRequest, environment: str) -> bytes:
     return body
 
 
-def signed_draft(request: TaskRequest, environment: str) -> Draft:
-    """What a submitter seals to ask for `request` in its own name."""
-    aud = subjects.audience(environment, subjects.task(request.tenant, request.task))
-    return Draft("task", aud, request.id, encode_task(request, environment), SIGNED)
-
-
 def _check_head(fields: _Fields) -> tuple[str, int]:
     version = fields.count("v")
     known = f"this host reads versions {VERSIONS[0]} to {VERSIONS[-1]}"
     if version not in VERSIONS:
         raise ExecutorError("message.version-unknown", known)
     typ = fields.text("typ", most=16)
-    if version == SIGNED and typ not in _OF_VERSION_3:
+    if version == SIGNED and typ not in ("task", "retry"):
         raise ExecutorError("message.version-unknown", f"there is no {typ} of version {version}")
     return typ, version
 

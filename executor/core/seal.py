@@ -21,7 +21,7 @@ from executor.core.access import ANY, Access, Party, of_key
 from executor.core.envelope import Draft, Record, Sealed
 from executor.core.signature import BatchVerifier, PublicKey, SecretKey
 from executor.errors import ExecutorError
-from executor.model import StoredMessage
+from executor.model import StoredMessage, TaskRequest
 
 BATCH_MAX: Final = signature.BATCH_MAX
 # Between signing and storing, either way: the clocks of people's machines are off by minutes.
@@ -251,6 +251,14 @@ def _last(key: str) -> str:
 def _fresh(sealed: Sealed, at: int) -> None:
     if abs(at - sealed.iat) > FRESH_MS:
         raise NotAuthenticError("signed at another time than it was stored")
+
+
+def signed_draft(request: TaskRequest, environment: str) -> Draft:
+    """What a submitter seals to ask for `request` in its own name."""
+    aud = subjects.audience(environment, subjects.task(request.tenant, request.task))
+    return Draft(
+        "task", aud, request.id, envelope.encode_task(request, environment), envelope.SIGNED
+    )
 
 
 def statement(environment: str, key: str, payload: bytes) -> Draft:

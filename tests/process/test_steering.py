@@ -316,7 +316,7 @@ async def test_commands_under_way_are_bounded(monkeypatch: pytest.MonkeyPatch) -
 
 def signed(request: TaskRequest, *, signer: SecretKey = guests.AUTHOR, at: int = 0) -> bytes:
     """A request under a submitter's seal."""
-    draft = envelope.signed_draft(request, "test")
+    draft = seal.signed_draft(request, "test")
     return seal.seal(signer, [draft], at=at or speech.now_ms())[0]
 
 

@@ -122,7 +122,7 @@ AGAIN: Final = envelope.encode_retry(REQUEST, Origin(SUBJECT, PLAIN, (), len(PLA
 FIRED: Final = Schedule("@every 1s", input=b"tick", at=NOW).payload()
 KINDS: Final[dict[str, tuple[bytes, Callable[[bytes], object]]]] = {
     "signed request": (
-        seal.seal(ASKER, [envelope.signed_draft(REQUEST, "test")], at=NOW)[0], opens_request,
+        seal.seal(ASKER, [seal.signed_draft(REQUEST, "test")], at=NOW)[0], opens_request,
     ),
     "result": (record(""), opens_record),
     "dead letter": (record("guest.trap"), opens_record),

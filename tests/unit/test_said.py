@@ -218,7 +218,7 @@ REQUEST: Final = TaskRequest("acme", "echo", TaskId("mine"), b"in", fresh=True, 
 
 def asked(request: TaskRequest = REQUEST, *, signer: SecretKey = ASKER, at: int = NOW) -> bytes:
     """A request under a submitter's seal."""
-    return seal.seal(signer, [envelope.signed_draft(request, "dev")], at=at)[0]
+    return seal.seal(signer, [seal.signed_draft(request, "dev")], at=at)[0]
 
 
 def opened(body: bytes, *, at: int = NOW, task: str = "echo") -> TaskRequest:
