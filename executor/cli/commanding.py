@@ -58,14 +58,18 @@ class Commander:
 
     async def ask(
         self, verb: str, tenant: str, task_id: str, *, task: str = subjects.ANY_TASK,
-        sequence: int = 0,
+        sequence: int = 0, executor: str = "",
     ) -> _Fields:  # fmt: skip
-        """Have one of the tenant's executors do it; its answer.
+        """Have one of the tenant's executors do it, or the one of that name; its answer.
 
         Errors  `transport.unanswered`, `policy.action-denied`, and what the executor answers.
         """
+        subject = subjects.commands(executor) if executor else subjects.commands_of(tenant)
+        fields: _Fields = {
+            "verb": verb, "tenant": tenant, "task": task, "id": task_id, "sequence": sequence,
+        }  # fmt: skip
         for _ in range(_TRIES):
-            answer = await self._once(verb, tenant, task_id, task, sequence)
+            answer = await self._once(subject, fields)
             if answer is None:
                 continue
             if answer["code"]:
@@ -73,15 +77,9 @@ class Commander:
             return answer
         raise ExecutorError("transport.unanswered", waited_ms=int(_TRIES * _ANSWER_S * 1000))
 
-    async def _once(
-        self, verb: str, tenant: str, task_id: str, task: str, sequence: int
-    ) -> _Fields | None:
-        subject, nonce, now = subjects.commands_of(tenant), secrets.token_hex(16), output.now_ms()
-        environment = self.opener.environment
-        payload = control.encode(
-            "command", subject, environment, verb=verb, tenant=tenant, task=task, id=task_id,
-            sequence=sequence, exp=now + COMMAND_MS,
-        )  # fmt: skip
+    async def _once(self, subject: str, fields: _Fields) -> _Fields | None:
+        nonce, now, environment = secrets.token_hex(16), output.now_ms(), self.opener.environment
+        payload = control.encode("command", subject, environment, **fields, exp=now + COMMAND_MS)
         body = seal.tell(self.key, environment, subject, payload, nonce=nonce, at=now)
         future: asyncio.Future[_Fields] = asyncio.get_running_loop().create_future()
 
@@ -93,7 +91,7 @@ class Commander:
             if not future.done():
                 future.set_exception(error)
 
-        self._waiting[nonce] = (tenant, future)
+        self._waiting[nonce] = (str(fields["tenant"]), future)
         # Nobody answers there but the server, when nobody listens.
         reply = self.connection.expect(subject, nobody, refused)
         try:

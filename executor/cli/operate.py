@@ -27,6 +27,7 @@ from executor.cli.base import (
     state,
     with_input,
 )
+from executor.cli.commanding import Commander
 from executor.cli.modules import examine, read_statement, wanted
 from executor.cli.serving import Host, queue, settings, stream_options
 from executor.cli.serving import serve as serve_host
@@ -178,7 +179,8 @@ def publish(module: Path, tenant: str | None, statement: Path | None) -> None:
     help="Start a nats-server beside, on the port of nats.url, data in ./nats-data.",
 )
 @click.option("--ready-file", type=click.Path(path_type=Path), help="Made when it is ready.")
-def serve(embedded: bool, ready_file: Path | None) -> None:  # noqa: FBT001
+@click.option("--drain", metavar="NAME", help="Start none: have the executor NAME drain and end.")
+def serve(embedded: bool, ready_file: Path | None, drain: str | None) -> None:  # noqa: FBT001
     """Take tasks from NATS, run them in sandboxes, publish outcomes.
 
     The first SIGTERM or ctrl-C drains, the second stops now; SIGHUP reloads executor.toml.
@@ -186,8 +188,24 @@ def serve(embedded: bool, ready_file: Path | None) -> None:  # noqa: FBT001
     Example: executor serve --embedded
     """
     config = state().config(required=True)
+    if drain is not None:
+        if not subjects.is_token(drain):
+            raise click.UsageError(f"`{drain}` is no executor's name.")
+        run_async(_drain(config, operator_key(config), drain), f"executor {drain}")
+        state().out.data({"schema": "executor.draining/1", "executor": drain},
+                         f"{drain} drains and ends")  # fmt: skip
+        return
     log = Log(quiet=state().out.quiet)
     run_async(_serve(config, log, embedded=embedded, ready_file=ready_file))
+
+
+async def _drain(config: Config, key: SecretKey, name: str) -> None:
+    connection = await Connection.open(settings(config, "executor-drain"), lambda _n, _f: None)
+    try:
+        async with Commander(connection, config.opener(), key) as commander:
+            await commander.ask("drain", "", "", executor=name)
+    finally:
+        await connection.close()
 
 
 async def _serve(config: Config, log: Log, *, embedded: bool, ready_file: Path | None) -> None:

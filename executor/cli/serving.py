@@ -83,7 +83,7 @@ class _Modules:
         """What a task's name stands for from now on."""
         if live is None:
             self._live.pop(name, None)
-        else:
+        elif self._live.get(name) != live:
             self._live[name] = live
             self.on_change(live)
 

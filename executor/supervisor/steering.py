@@ -45,6 +45,7 @@ class Steering:
     on_held_up: Callable[[], None] = lambda: None
     on_release: Callable[[tuple[str, str], Release | None], None] = lambda _name, _live: None
     _heard: dict[str, Said] = field(default_factory=dict)  # without their fields
+    _room: int = _HEARD_MAX  # beyond, what may be forgotten is
 
     def entry(self, key: str, value: bytes | None, stored_at: int) -> None:
         """Take one entry, None when it is gone and nobody signed that."""
@@ -63,7 +64,7 @@ class Steering:
             return
         # Of what it says only that it says something is kept.
         self._heard[key] = Said(None if said.fields is None else {}, said.by, said.iat)
-        if len(self._heard) > _HEARD_MAX:
+        if len(self._heard) > self._room:
             self._forget()
 
     def _open(self, key: str, value: bytes | None, stored_at: int, known: Said | None) -> Said:
@@ -88,6 +89,7 @@ class Steering:
             key: said for key, said in self._heard.items()
             if said.iat > then or (said.fields is not None and key.split(".")[0] not in _PASSING)
         }  # fmt: skip
+        self._room = max(_HEARD_MAX, 2 * len(self._heard))
 
     def judge_again(self) -> None:
         """Trust changed: what was said by whom must not say it any more is taken back here."""
@@ -115,7 +117,7 @@ class Steering:
         if fields is None:
             known = self.guards.paused.pop(name, None) is not None
         else:
-            known = True
+            known = name not in self.guards.paused
             self.guards.paused[name] = str(fields["why"])
             self.on_held_up()
         if known:

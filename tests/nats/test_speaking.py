@@ -324,3 +324,21 @@ why = "for tests"
             assert (await client.run("echo", b"x", timeout_s=30)).output == b"x"
 
     run(test())
+
+
+def test_an_executor_is_told_to_drain(site: Site) -> None:
+    """By its name, under the operator's key: it ends what runs and ends; no other is told."""
+
+    async def test() -> None:
+        await site.prepare(echo=guests.ECHO)
+        life = await site.serve()
+        shell = Shell(site.folder)
+        other = await asyncio.to_thread(shell.call, "serve", "--drain", "other")
+        assert (other.code, "no executor answered" in other.err) == (14, True)
+        assert life.process.poll() is None
+        done = await asyncio.to_thread(shell.json, "serve", "--drain", "local")
+        assert done == {"schema": "executor.draining/1", "executor": "local"}
+        assert await life.exit_status() == 0
+        await life.line("stopped")
+
+    run(test())

@@ -127,8 +127,9 @@ async def test_the_memory_of_entries_is_bounded(monkeypatch: pytest.MonkeyPatch)
             key = subjects.cancel_key(TENANT, "echo", str(number))
             heard.entry(key, speech.value("cancel", key, {"until": at}, at=at), at)
         assert len(heard._heard) == 11
+        heard._room = 10
         heard.now_ms = lambda: at + 4 * FRESH_MS
-        heard._forget()
+        heard.entry(PAUSE, speech.value("pause", PAUSE, WHY, at=at), at)
         assert list(heard._heard) == [PAUSE]
 
 
