@@ -9,11 +9,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 
-from benchmarks import backlog, containment, fairness, kills, soak, throughput
+from benchmarks import authentic, backlog, containment, fairness, kills, soak, throughput
 
-_ROUNDS = {"throughput": 3, "containment": 5, "backlog": 3, "fairness": 5}
+_ROUNDS = {"throughput": 3, "containment": 5, "backlog": 3, "fairness": 5, "authentic": 3}
 _TASKS = {"throughput": 20_000, "kills": 20_000, "backlog": 200_000, "soak": 100_000,
-          "fairness": 400, "containment": 0}  # fmt: skip
+          "fairness": 400, "containment": 0, "authentic": 10_000}  # fmt: skip
 
 
 def _main() -> None:
@@ -37,6 +37,8 @@ def _main() -> None:
             asyncio.run(backlog.main(tasks, rounds, as_json=as_json))
         case "fairness":
             asyncio.run(fairness.main(tasks, rounds, as_json=as_json))
+        case "authentic":
+            asyncio.run(authentic.main(tasks, rounds, as_json=as_json))
         case "soak":
             soak.main(tasks, options.minutes, options.seed, as_json=as_json)
         case _:
