@@ -195,8 +195,11 @@ class Client:
     async def from_config(
         cls, config: Config | Path | str = configs.FILE, tenant: str | None = None,
         traced: Callable[[str, str, str], str] | None = None,
+        operator: Callable[[], SecretKey | None] | None = None,
     ) -> Self:  # fmt: skip
         """Connect as `executor.toml` says; without `tenant`, to its first one.
+
+        `operator` gives the key that signs cancellations, if not the file that is configured.
 
         Errors  `config.*`, `trust.missing`, `transport.disconnected`.
         """
@@ -211,7 +214,7 @@ class Client:
             opener=config.opener(), environment=config.text("host.environment"),
             creds_file=str(creds) if creds else "", traced=traced,
             signer=config.secret("keys.submitter_file"),
-            operator=lambda: config.secret("keys.operator_file"),
+            operator=operator or (lambda: config.secret("keys.operator_file")),
         )  # fmt: skip
 
     async def close(self) -> None:

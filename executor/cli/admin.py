@@ -11,7 +11,8 @@ import click
 
 from executor import config as configs
 from executor.cli import output
-from executor.cli.base import Family, operator_key, run_async, state, write_file
+from executor.cli.base import Family, run_async, state, write_file
+from executor.cli.modules import operator_key
 from executor.cli.serving import queue, settings, stream_options
 from executor.config import Config
 from executor.core import subjects

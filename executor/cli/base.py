@@ -18,7 +18,6 @@ from executor import config as configs
 from executor.cli.output import Output
 from executor.config import Config
 from executor.core import content, subjects
-from executor.core.signature import SecretKey
 from executor.errors import ExecutorError
 from executor.model import PAYLOAD_MAX
 
@@ -221,18 +220,6 @@ def unwritable(path: Path, error: OSError) -> ExecutorError:
         "config.invalid", f"`{path}`: {(error.strerror or 'unwritable').lower()}",
         hint="check the path and who may write there",
     )  # fmt: skip
-
-
-def operator_key(config: Config) -> SecretKey:
-    """The key of whoever calls. Errors  `config.missing`, `config.invalid`."""
-    key = config.secret("keys.operator_file")
-    if key is None:
-        raise ExecutorError(
-            "config.missing", "`keys.operator_file` is not set: what executors are told is signed",
-            hint='executor keygen keys/operator; then operator_file = "keys/operator.key" under '
-            "[keys], its [[operator]] and a [[binding]] of its roles",
-        )  # fmt: skip
-    return key
 
 
 def split_task(name: str, config: Config, tenant: str | None = None) -> tuple[str, str]:

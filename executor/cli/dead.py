@@ -13,9 +13,10 @@ from typing import Any, Final
 import click
 
 from executor.cli import letters, output
-from executor.cli.base import Family, operator_key, pick_tenant, run_async, state, unwritable
+from executor.cli.base import Family, pick_tenant, run_async, state, unwritable
 from executor.cli.commanding import Commander
 from executor.cli.letters import Chosen, Filters, Line
+from executor.cli.modules import operator_key
 from executor.cli.operate import outcome_fields
 from executor.cli.serving import settings
 from executor.client import Client, TaskOutcome

@@ -14,8 +14,9 @@ from typing import Any, Final, TypeVar
 import click
 
 from executor.cli import output
-from executor.cli.base import Family, Verb, operator_key, run_async, split_task, state
+from executor.cli.base import Family, Verb, run_async, split_task, state
 from executor.cli.heartbeat import BEAT_S, GONE_MS
+from executor.cli.modules import operator_key
 from executor.cli.operate import duration_ms
 from executor.cli.serving import settings
 from executor.config import Config

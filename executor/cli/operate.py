@@ -18,7 +18,6 @@ from executor import config as configs
 from executor.cli import output
 from executor.cli.base import (
     Verb,
-    operator_key,
     pick_tenant,
     read_file,
     read_input,
@@ -28,7 +27,7 @@ from executor.cli.base import (
     with_input,
 )
 from executor.cli.commanding import Commander
-from executor.cli.modules import examine, read_statement, wanted
+from executor.cli.modules import examine, operator_key, read_statement, wanted
 from executor.cli.serving import Host, queue, settings, stream_options
 from executor.cli.serving import serve as serve_host
 from executor.client import Client, TaskOutcome
@@ -451,7 +450,8 @@ def cancel(task_id: str, tenant: str | None, task: str | None, timeout: int) -> 
     if not subjects.is_id(task_id) or (task is not None and not subjects.is_token(task)):
         raise click.UsageError("An id and a task are of [A-Za-z0-9_-]{1,64}.")
     config = state().config()
-    work = _cancel(config, pick_tenant(config, tenant), task, task_id, timeout / 1000)
+    key = operator_key(config)
+    work = _cancel(config, key, (pick_tenant(config, tenant), task, task_id), timeout / 1000)
     before, outcome = run_async(work, "NATS")
     ended = None if outcome is None else outcome.code or "result"
     if outcome is None:
@@ -467,9 +467,10 @@ def cancel(task_id: str, tenant: str | None, task: str | None, timeout: int) -> 
 
 
 async def _cancel(
-    config: Config, tenant: str, task: str | None, task_id: str, timeout_s: float
+    config: Config, key: SecretKey, which: tuple[str, str | None, str], timeout_s: float
 ) -> tuple[bool, TaskOutcome | None]:
-    async with await Client.from_config(config, tenant) as client:
+    tenant, task, task_id = which
+    async with await Client.from_config(config, tenant, operator=lambda: key) as client:
         before = await client.cancel(task_id, task=task)
         if before is not None:
             return True, before

@@ -15,7 +15,6 @@ import click
 from executor.cli import output
 from executor.cli.base import (
     Family,
-    operator_key,
     pick_tenant,
     read_input,
     run_async,
@@ -23,6 +22,7 @@ from executor.cli.base import (
     state,
     with_input,
 )
+from executor.cli.modules import operator_key
 from executor.cli.operate import duration_ms
 from executor.cli.serving import settings
 from executor.config import Config

@@ -154,9 +154,14 @@ def test_a_key_of_an_operator_that_others_can_read(site: Site) -> None:
             done = await asyncio.to_thread(shell.call, "pause", "echo")
             assert done.code == 15
             assert word in done.err
+        key.write_bytes(guests.OPERATOR.pem(b"open sesame"))
+        done = await asyncio.to_thread(shell.call, "pause", "echo")
+        assert (done.code, "passphrase" in done.err) == (15, True)
+        env = {"EXECUTOR_PASSPHRASE": "open sesame"}
+        assert (await asyncio.to_thread(shell.call, "pause", "echo", env=env)).code == 0
         key.unlink()
         done = await asyncio.to_thread(shell.call, "pause", "echo")
-        assert (done.code, "names no file" in done.err) == (15, True)
+        assert (done.code, "operator.key" in done.err) == (15, True)
         assert (await asyncio.to_thread(shell.call, "nats", "check")).code == 0
 
     run(test())
