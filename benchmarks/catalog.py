@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from benchmarks import (
+    authentic,
     backlog,
     containment,
     fairness,
@@ -38,6 +39,7 @@ SCENARIOS: Final = {
                            compares=True),
     "scaling": Scenario("sandboxes and backlog", scaling.run),
     "safety": Scenario("each guard on and off", safety.run),
+    "authentic": Scenario("what sealing an outcome costs", authentic.run),
     "memory": Scenario("memory, growth, many tenants", memory.run),
     "containment": Scenario("births, the lock-down, ends by force", containment.run),
     "kills": Scenario("sandboxes die while tasks flow", kills.run),

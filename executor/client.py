@@ -8,7 +8,6 @@ makes asking twice harmless: the second time gives the first outcome.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import json
 import secrets
@@ -22,10 +21,10 @@ from typing import Any, Final, Self, TypeVar
 
 from executor import config as configs
 from executor.config import Config
-from executor.core import content, control, envelope, subjects
+from executor.core import content, envelope, seal, subjects
 from executor.core.envelope import Record
 from executor.core.seal import ExecutorKey, NotAuthenticError, Opener
-from executor.core.signature import PublicKey
+from executor.core.signature import PublicKey, SecretKey
 from executor.errors import ExecutorError
 from executor.model import PAYLOAD_MAX, Receipt, StoredMessage, TaskId, TaskRequest
 from executor.telemetry import producer_span
@@ -33,6 +32,7 @@ from executor.transport.connection import Connection
 from executor.transport.control import Control
 from executor.transport.records import Tap, find, get, iterate, read_outcome
 from executor.transport.settings import Settings, from_config
+from executor.transport.speaking import Speaker
 from executor.transport.submit import Submission, Submitter
 from executor.transport.submit import Submitted as StreamAck
 from executor.trust import believed
@@ -147,12 +147,15 @@ class Client:
 
     def __init__(
         self, connection: Connection, tenant: str, environment: str, opener: Opener,
-        traced: Callable[[str, str, str], str] | None = None,
+        traced: Callable[[str, str, str], str] | None = None, signer: SecretKey | None = None,
+        operator: Callable[[], SecretKey | None] = lambda: None,
     ) -> None:  # fmt: skip
         self.tenant = tenant
         self.environment = environment
         self.connection = connection  # for those who need more than this class offers
         self._opener = opener
+        self._signer = signer
+        self._operator = operator
         self._traced = traced or producer_span
         self._submitter = Submitter(connection)
         self._tap: Tap | None = None
@@ -163,11 +166,14 @@ class Client:
         cls, url: str = "nats://127.0.0.1:4222", *, tenant: str,
         executors: Iterable[str | PublicKey] = (), opener: Opener | None = None,
         environment: str = "dev", creds_file: str = "", settings: Settings | None = None,
-        traced: Callable[[str, str, str], str] | None = None,
+        traced: Callable[[str, str, str], str] | None = None, signer: SecretKey | None = None,
+        operator: Callable[[], SecretKey | None] = lambda: None,
     ) -> Self:  # fmt: skip
         """Connect. `executors` are the public keys whose outcomes are believed.
 
         `settings`  say more than `url` and `creds_file`: a key, certificates, a mint, an inbox.
+        `signer`    signs every request, and cancellations.
+        `operator`  gives the key that signs cancellations instead.
 
         Errors  `transport.disconnected`; `trust.missing` without any key.
         """
@@ -179,7 +185,7 @@ class Client:
             )  # fmt: skip
         settings = settings or Settings(url, creds_file=creds_file, name="executor-client")
         connection = await Connection.open(settings, lambda _name, _facts: None)
-        self = cls(connection, tenant, environment, opener, traced)
+        self = cls(connection, tenant, environment, opener, traced, signer, operator)
         try:
             await self._submitter.start()
         except BaseException:
@@ -191,8 +197,11 @@ class Client:
     async def from_config(
         cls, config: Config | Path | str = configs.FILE, tenant: str | None = None,
         traced: Callable[[str, str, str], str] | None = None,
+        operator: Callable[[], SecretKey | None] | None = None,
     ) -> Self:  # fmt: skip
         """Connect as `executor.toml` says; without `tenant`, to its first one.
+
+        `operator` gives the key that signs cancellations, if not the file that is configured.
 
         Errors  `config.*`, `trust.*`, `transport.disconnected`.
         """
@@ -202,13 +211,13 @@ class Client:
         names = [party.name for party in config.policy.tenants]
         if tenant is None and not names:
             raise ExecutorError("config.missing", "no [[tenant]]")
-        environment = config.text("host.environment")
-        keys = {entry.key.key_id.hex(): entry for entry in config.executors}
         of = tenant or names[0]
         logins = [f"{role}_{of}" for role in ("client", "submitter", "reader")]
         return await cls.open(
-            tenant=of, opener=Opener(environment, keys, config.revoked), environment=environment,
+            tenant=of, opener=config.opener(), environment=config.text("host.environment"),
             settings=from_config(config, "executor-client", logins), traced=traced,
+            signer=config.secret("keys.submitter_file"),
+            operator=operator or (lambda: config.secret("keys.operator_file")),
         )  # fmt: skip
 
     async def close(self) -> None:
@@ -307,7 +316,11 @@ class Client:
 
     def _submission(self, request: TaskRequest) -> Submission:
         subject = subjects.task(request.tenant, request.task)
-        body = envelope.encode_task(request, self.environment)
+        if self._signer is None:
+            body = envelope.encode_task(request, self.environment)
+        else:
+            draft = seal.signed_draft(request, self.environment)
+            (body,) = seal.seal(self._signer, [draft], at=time.time_ns() // 1_000_000)
         # Of the whole message, not of the id alone: within the duplicate window the queue drops
         # the second of two equal ones, and an id that another task uses too must not be dropped.
         message_id = hashlib.sha256(subject.encode() + b"\0" + body).hexdigest()[:32]
@@ -344,32 +357,25 @@ class Client:
         It ends as `task.cancelled`: running or waiting for a retry at once, queued when its turn
         comes. Nothing is undone that it did.
 
-        Errors  `transport.*`; `ValueError` for what can be no id.
+        Errors  `transport.*`, `policy.action-denied`, `config.missing` without a key; `ValueError`
+                for what can be no id.
         """
         if not subjects.is_id(task_id):
             raise ValueError("an id is of [A-Za-z0-9_-]{1,64} and does not begin with _")
         ended = await self.outcome(task_id, task=task)
         if ended is not None:
             return ended
-        bucket, now = Control(self.connection), time.time_ns() // 1_000_000
-        # A tenant's own login may write its cancellations, and read nothing of CONTROL.
-        with contextlib.suppress(ExecutorError):
-            await self._forget_cancels(bucket, now)
+        signer = self._operator() or self._signer
+        if signer is None:
+            raise ExecutorError(
+                "config.missing", "no key to sign the cancellation with",
+                hint='set operator_file = "keys/operator.key" under [keys], or pass signer=…',
+            )  # fmt: skip
         key = subjects.cancel_key(self.tenant, task or subjects.ANY_TASK, task_id)
-        value = control.encode("cancel", key, self.environment, until=now + CANCEL_MS)
-        await bucket.put(key, value)
+        speaker = Speaker(Control(self.connection), self._opener, signer)
+        until = time.time_ns() // 1_000_000 + CANCEL_MS
+        await speaker.say("cancel", key, {"until": until}, ttl_s=CANCEL_MS // 1000)
         return None
-
-    async def _forget_cancels(self, bucket: Control, now: int) -> None:
-        """Remove what has run out, so that CONTROL does not grow."""
-        for key, (value, _) in (await bucket.entries(f"cancel.{self.tenant}")).items():
-            try:
-                fields = control.decode(value, "cancel", key, self.environment)
-                over = int(fields["until"]) <= now
-            except ExecutorError:
-                over = True
-            if over:
-                await bucket.delete(key)
 
     async def outcome(self, task_id: str, *, task: str | None = None) -> TaskOutcome | None:
         """The outcome of a task if there is one now."""

@@ -19,8 +19,9 @@ from executor import config_document
 from executor.config_document import TABLES, Document
 from executor.config_tables import LIMIT_NAMES, Key, Reader, Value
 from executor.core.policy import Policy, Publisher
-from executor.core.seal import ExecutorKey
+from executor.core.seal import ExecutorKey, Opener, by_id
 from executor.core.settlement import RETRY_AFTER_MAX_MS, Rules
+from executor.core.signature import SecretKey
 from executor.errors import ExecutorError
 from executor.model import Limits
 
@@ -47,6 +48,10 @@ KEYS: Final[dict[str, dict[str, Key]]] = {
         "repository": Key("trust", "where signers keep metadata; an executor needs none"),
         "keys_folder": Key("keys/trust", "the signers' keys, if any are here; serve reads none"),
         "refresh_s": Key(60, "a push is heard at once; this is for what was missed", 1, 86_400),
+    },
+    "keys": {
+        "operator_file": Key("", "signs what you tell executors: pause, cancel, publish, retry …"),
+        "submitter_file": Key("", "signs your requests, where set; made by `executor keygen`"),
     },
     "nats": {
         "url": Key("nats://127.0.0.1:4222", "nats-server's own default"),
@@ -166,6 +171,35 @@ class Config:
     def revoked(self) -> frozenset[str]:
         """Digests and key ids that count no more."""
         return self.document.revoked
+
+    def opener(self) -> Opener:
+        """Checks what is signed, by these keys and this policy."""
+        document = self.document
+        return Opener(
+            self.text("host.environment"),
+            {entry.key.key_id.hex(): entry for entry in document.executors}, document.revoked,
+            by_id(document.operators), by_id(document.submitters), document.access,
+        )  # fmt: skip
+
+    def secret(self, name: str) -> SecretKey | None:
+        """The key in the file that a setting names; None when unset. Errors  `config.*`."""
+        path = self.path(name)
+        if path is None:
+            return None
+        try:
+            mode = path.stat().st_mode
+            data = path.read_bytes() if stat.S_ISREG(mode) else b""
+        except (OSError, ValueError):
+            raise ExecutorError("config.missing", f"`{name}` names no file") from None
+        if mode & (stat.S_IRWXG | stat.S_IRWXO):
+            raise ExecutorError(
+                "config.invalid", f"others can use the key in `{name}`", hint=f"chmod 600 {path}"
+            )
+        try:
+            return SecretKey.parse(data)
+        except (ExecutorError, ValueError):
+            raise ExecutorError("config.invalid", f"`{name}` names no Ed25519 secret key",
+                                hint="make one with `executor keygen NAME`") from None  # fmt: skip
 
     def granting(self, document: Document) -> Config:
         """The same host under another statement of who may do what."""

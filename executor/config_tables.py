@@ -346,6 +346,7 @@ def tenant(table: _Table) -> Tenant:
     return Tenant(
         name=table.token("name"), ceiling=table.ceiling("ceiling") or Ceiling(),
         raw_bodies=table.take("raw_bodies", bool, default=True),
+        signed_requests=table.take("signed_requests", bool, default=False),
         queue_max_messages=table.count("queue_max_messages", 1_000_000, high=2**53 - 1),
         queue_max_mib=table.count("queue_max_mib", 1_024, high=_QUOTA_MAX),
         weight=table.count("weight", 1, high=1_000),

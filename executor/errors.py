@@ -122,6 +122,8 @@ _ROWS: Final[tuple[tuple[str, Class, str, str, str], ...]] = (
      "`executor policy can-i submit TENANT/TASK --as NAME` says why; a [[binding]] allows it"),
     ("policy.raw-body-refused", _X, "operator", "this tenant takes no raw bodies",
      "submit an envelope, or set `raw_bodies = true` for the tenant in executor.toml"),
+    ("policy.action-denied", Class.NONE, "operator", "this key may not do that",
+     "give it a role that has the action, with a [[binding]] in executor.toml"),
     ("limit.fuel-exhausted", _R, "author", "the guest used all its fuel",
      "raise `fuel` up to the operator's limit, or do less work in one task"),
     ("limit.memory-exceeded", _R, "author", "the guest needs more memory than its limit",
@@ -182,6 +184,8 @@ _ROWS: Final[tuple[tuple[str, Class, str, str, str], ...]] = (
      "check the stream's replicas and disk; asking again is harmless"),
     ("transport.outcome-pending", Class.NONE, "submitter", "the task has no outcome yet",
      "ask again later: executor result ID --wait"),
+    ("transport.unanswered", Class.NONE, "operator", "no executor answered the command",
+     "start one: executor serve; `executor top` shows who serves"),
     ("trust.missing", _S, "operator", "nobody is trusted: the source of trust is missing",
      "add [[publisher]] and [[executor]] to executor.toml, or to policy.toml where it is signed; "
      "`executor init` makes both"),

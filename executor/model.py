@@ -121,6 +121,8 @@ class TaskRequest:
     trace: str = ""  # W3C traceparent
     history: tuple[PastAttempt, ...] = ()
     raw: bool = False
+    by: str = ""  # key id of the submitter that signed it
+    of: str = ""  # the id its message has, where a dead letter is asked for again under a new one
 
 
 @dataclass(frozen=True, slots=True)

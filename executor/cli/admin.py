@@ -12,6 +12,7 @@ import click
 from executor import config as configs
 from executor.cli import nats_roles, output
 from executor.cli.base import Family, run_async, state, write_file
+from executor.cli.modules import operator_key
 from executor.cli.serving import queue, settings, stream_options
 from executor.config import Config
 from executor.core import subjects
@@ -19,6 +20,7 @@ from executor.errors import ExecutorError
 from executor.transport import streams
 from executor.transport.connection import Connection
 from executor.transport.control import Control
+from executor.transport.speaking import Speaker
 
 
 async def _connect(config: Config) -> Connection:
@@ -177,6 +179,7 @@ def remove(name: str, yes: bool) -> None:  # noqa: FBT001
         if not sys.stdin.isatty():
             raise click.UsageError("Off a terminal, confirm with --yes.")
         click.confirm(f"Delete tasks, outcomes and data of `{name}`?", abort=True, err=True)
+    key = operator_key(config)
     after = _without(path.read_text(encoding="utf-8"), name)
     _check_without(config, after, path, name)
 
@@ -184,7 +187,8 @@ def remove(name: str, yes: bool) -> None:  # noqa: FBT001
         connection = await _connect(config)
         try:
             # First what is said, so that no executor writes a schedule of it any more.
-            entries = await Control(connection).forget_tenant(name)
+            speaker = Speaker(Control(connection), config.opener(), key)
+            entries = await speaker.forget_tenant(name)
             gone = await streams.remove_tenant(connection, name)
             return [*gone, f"KV_{subjects.CONTROL_BUCKET}/{name}"] if entries else gone
         finally:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
-import hashlib
 import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,17 +14,16 @@ import click
 
 from executor.cli import letters, output
 from executor.cli.base import Family, pick_tenant, run_async, state, unwritable
+from executor.cli.commanding import Commander
 from executor.cli.letters import Chosen, Filters, Line
-from executor.cli.modules import read_key
+from executor.cli.modules import operator_key
 from executor.cli.operate import outcome_fields
+from executor.cli.serving import settings
 from executor.client import Client, TaskOutcome
 from executor.config import Config
-from executor.core import envelope, seal, subjects
-from executor.core.envelope import Draft
+from executor.core import again, control
 from executor.core.signature import SecretKey
-from executor.errors import ExecutorError
-from executor.model import Answer, Outgoing, Stored, TaskId
-from executor.transport.outbox import Outbox
+from executor.transport.connection import Connection
 
 # Of the twelve limits, those that people set.
 _SHOWN_LIMITS: Final = ("fuel", "memory_bytes", "deadline_ms")
@@ -141,12 +137,6 @@ def _page(letter: TaskOutcome) -> str:
     return "\n".join(lines + [output.log_line(*line) for line in record.logs])
 
 
-def retried_id(letter: TaskOutcome) -> TaskId:
-    """H(old id, record sequence): asking twice for the same record is asking once."""
-    data = f"{letter.id}\0{letter.sequence}".encode()
-    return TaskId("r" + hashlib.sha256(data).hexdigest()[:40])
-
-
 @dead.command("retry")
 @_batch
 def retry(
@@ -161,13 +151,14 @@ def retry(
     letters.ids_or_all(task_ids, filters, every=every)
     config = state().config()
     of_tenant = pick_tenant(config, tenant)
-    environment = config.text("host.environment")
+    key, environment = operator_key(config), config.text("host.environment")
+
+    def check(letter: TaskOutcome) -> object:
+        return again.request_of(letter.record, letter.tenant, letter.id, environment)
 
     async def choose() -> list[Chosen]:
         async with await Client.from_config(config, of_tenant) as client:
-            return await letters.choose(
-                client, task_ids, filters, lambda letter: letters.request_of(letter, environment)
-            )
+            return await letters.choose(client, task_ids, filters, check)
 
     chosen = run_async(choose(), "NATS")
     if not chosen:
@@ -175,28 +166,41 @@ def retry(
         return
     if every:
         letters.confirm(chosen, "ask for again", yes=yes)
-    letters.run_batch(_retry(config, of_tenant, chosen), len(chosen))
+    letters.run_batch(_command(config, key, "retry", of_tenant, chosen), len(chosen))
 
 
-async def _retry(config: Config, tenant: str, chosen: list[Chosen]) -> None:
-    environment = config.text("host.environment")
-    async with await Client.from_config(config, tenant) as client:
+async def _command(
+    config: Config, key: SecretKey, verb: str, tenant: str, chosen: list[Chosen]
+) -> None:
+    """Have the tenant's executors do it: they have the records, and the key that signs them."""
+    connection = await Connection.open(settings(config, "executor-dead"), lambda _n, _f: None)
+    try:
+        async with Commander(connection, config.opener(), key) as commander:
 
-        async def again(one: Chosen) -> Line:
-            letter = await letters.unchanged(client, one)
-            request = letters.request_of(letter, environment)
-            new = await client.submit(
-                letter.task, request.input, id=retried_id(letter),
-                content_type=request.content_type, attempts_max=request.attempts_max,
-                **dict(request.limits),
-            )  # fmt: skip
-            fields = {"schema": "executor.submitted/1", "id": new.id, "of": letter.id,
-                      "tenant": tenant, "task": letter.task, "sequence": new.sequence,
-                      "duplicate": new.duplicate}  # fmt: skip
-            had = " (the queue had it already)" if new.duplicate else ""
-            return fields, f"{new.id} asks again for {letter.id}{had}"
+            async def act(one: Chosen) -> Line:
+                done = await commander.ask(
+                    verb, tenant, one.id, task=one.task, sequence=one.sequence
+                )
+                return _asked_again(one, tenant, done) if verb == "retry" else _closed(one)
 
-        await letters.each(chosen, again, what="asking again")
+            what = "asking again" if verb == "retry" else "discarding"
+            await letters.each(chosen, act, what=what)
+    finally:
+        await connection.close()
+
+
+def _closed(one: Chosen) -> Line:
+    return {"schema": "executor.discarded/1", "id": one.id}, f"discarded {one.id}"
+
+
+def _asked_again(one: Chosen, tenant: str, done: dict[str, control.Value]) -> Line:
+    new, duplicate = str(done["id"]), bool(done["duplicate"])
+    fields = {
+        "schema": "executor.submitted/1", "id": new, "of": one.id, "tenant": tenant,
+        "task": done["task"], "sequence": done["sequence"], "duplicate": duplicate,
+    }  # fmt: skip
+    had = " (the queue had it already)" if duplicate else ""
+    return fields, f"{new} asks again for {one.id}{had}"
 
 
 @dead.command("discard")
@@ -215,10 +219,7 @@ def discard(
         raise click.UsageError("Off a terminal, confirm with --yes.")
     config = state().config()
     of_tenant = pick_tenant(config, tenant)
-    path = config.path("host.key_file")
-    if path is None:
-        raise ExecutorError("config.missing", "`host.key_file` is not set: records are signed")
-    key = read_key(path)
+    key = operator_key(config)
 
     async def choose() -> list[Chosen]:
         async with await Client.from_config(config, of_tenant) as client:
@@ -229,42 +230,7 @@ def discard(
         state().out.say("no dead letters match: nothing to discard")
         return
     letters.confirm(chosen, "discard", yes=yes)
-    letters.run_batch(_discard(config, of_tenant, key, chosen), len(chosen))
-
-
-async def _discard(config: Config, tenant: str, key: SecretKey, chosen: list[Chosen]) -> None:
-    environment = config.text("host.environment")
-    async with await Client.from_config(config, tenant) as client:
-        outbox = Outbox(client.connection)
-        await outbox.start()
-
-        async def close(one: Chosen) -> Line:
-            letter = await letters.unchanged(client, one)
-            record = replace(letter.record, discarded_at=output.now_ms())
-            subject = subjects.dead(tenant, letter.task, letter.id)
-            # A letter that was written in version 2 stays one: what could read it still can.
-            version = envelope.record_version(record)
-            draft = Draft("dead", subjects.audience(environment, subject), letter.id,
-                          envelope.encode_record(record, version), version)  # fmt: skip
-            (body,) = seal.seal(key, [draft], at=output.now_ms())
-            await _supersede(outbox, Outgoing(
-                subject, body, once=subjects.either(tenant, letter.task, letter.id),
-                expected_sequence=letter.sequence,
-            ))  # fmt: skip
-            return {"schema": "executor.discarded/1", "id": letter.id}, f"discarded {letter.id}"
-
-        try:
-            await letters.each(chosen, close, what="discarding")
-        finally:
-            await outbox.stop()
-
-
-async def _supersede(outbox: Outbox, outgoing: Outgoing) -> None:
-    answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-    outbox.publish(outgoing, answered.set_result, 10.0)
-    answer = await answered
-    if not isinstance(answer, Stored):
-        raise ExecutorError("transport.publish-unconfirmed", type(answer).__name__.lower())
+    letters.run_batch(_command(config, key, "discard", of_tenant, chosen), len(chosen))
 
 
 @dead.command("export")

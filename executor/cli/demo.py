@@ -65,6 +65,13 @@ tasks = ["demo/*"]
 [[executor]]
 name = "demo"
 key = "{executor}"
+[[operator]]
+name = "demo"
+key = "{operator}"
+[[binding]]
+role = "releaser"
+who = ["demo"]
+why = "it publishes what it shows"
 """
 
 _POEM: Final = (
@@ -139,14 +146,15 @@ def demo(report: Path | None) -> None:
 
 
 async def _demo() -> tuple[list[TaskOutcome], int]:
-    author, key = SecretKey.generate(), SecretKey.generate()
+    author, operator, key = (SecretKey.generate() for _ in range(3))
     with tempfile.TemporaryDirectory(prefix="executor-demo-") as folder:
         async with PrivateServer(Path(folder) / "nats") as server:
             text = _CONFIG.format(
-                url=server.url, author=author.public.text, executor=key.public.text
-            )
+                url=server.url, author=author.public.text, executor=key.public.text,
+                operator=operator.public.text,
+            )  # fmt: skip
             config = configs.parse(text, folder=Path(folder), name="demo.toml", environ={})
-            await _prepare(config, author)
+            await _prepare(config, author, operator)
             host = Host(config, Telemetry(Log(quiet=not state().out.verbose)), key=key)
             await host.start()
             try:
@@ -155,7 +163,7 @@ async def _demo() -> tuple[list[TaskOutcome], int]:
                 await host.close(drain_ms=config.number("delivery.drain_ms"))
 
 
-async def _prepare(config: Config, author: SecretKey) -> None:
+async def _prepare(config: Config, author: SecretKey, operator: SecretKey) -> None:
     """Streams, honest modules through `publish`, dishonest ones behind its back."""
     connection = await Connection.open(
         settings(config, "demo", "deployer_"), lambda _name, _facts: None
@@ -165,14 +173,14 @@ async def _prepare(config: Config, author: SecretKey) -> None:
         await streams.apply(connection, queues, stream_options(config))
         for case in _CASES:
             signed = signature.sign_module(_module(case.source), author)
-            await publish_module(config, signed, _TENANT)
+            await publish_module(config, signed, _TENANT, key=operator)
         innocent = _module("wordcount")
         tampered = bytearray(signature.sign_module(_renamed(innocent, "tampered"), author))
         tampered[-1] ^= 1
         for name, data in (("unsigned", _renamed(innocent, "unsigned")),
                            ("tampered", bytes(tampered))):  # fmt: skip
             live = Release(_TENANT, name, signature.digest(data), "1.0.0")
-            await store(connection, config, live, data)
+            await store(connection, config, live, data, operator)
     finally:
         await connection.close()
 

@@ -7,8 +7,9 @@ import json
 import re
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import click
 
@@ -16,16 +17,21 @@ from executor.cli import output
 from executor.cli.base import Family, Verb, run_async, split_task, state
 from executor.cli.control import with_control
 from executor.cli.heartbeat import BEAT_S, GONE_MS
+from executor.cli.modules import operator_key
 from executor.cli.operate import duration_ms
 from executor.config import Config
 from executor.core import control, subjects
 from executor.core.breaker import Breaker
+from executor.core.seal import NotAuthenticError
 from executor.errors import ExecutorError
+from executor.model import StoredMessage
 from executor.transport.api import ApiError
 from executor.transport.connection import Connection
 from executor.transport.control import Control
+from executor.transport.speaking import Speaker
 from executor.transport.streams import CONSUMER
 
+T = TypeVar("T")
 _HEX: Final = re.compile(r"(?:sha256:)?([0-9a-f]{64})\Z")
 _CLEAR: Final = "\x1b[2J\x1b[H"
 _NOT_READY: Final = 1
@@ -35,29 +41,33 @@ def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def _take_back(config: Config, key: str) -> bool:
-    """Remove an entry of CONTROL; whether it was there."""
+_Speak = Callable[[Speaker], Awaitable[T]]
 
-    async def main(bucket: Control, _connection: Connection) -> bool:
-        known = await bucket.get(key) is not None
-        if known:
-            await bucket.delete(key)
-        return known
 
-    found: bool = run_async(with_control(config, main), "NATS")
+def _speak(config: Config, what: _Speak[T]) -> T:
+    """Say something in CONTROL under the operator's key."""
+    key = operator_key(config)
+
+    async def main(bucket: Control, _connection: Connection) -> T:
+        return await what(Speaker(bucket, config.opener(), key))
+
+    found: T = run_async(with_control(config, main), "NATS")
     return found
 
 
 def _entries(
-    config: Config, typ: str, found: dict[str, tuple[bytes, int]]
+    config: Config, found: dict[str, StoredMessage]
 ) -> dict[str, dict[str, control.Value]]:
-    """What stands in CONTROL below a type; what is not valid is left out, as executors do."""
-    environment, valid = config.text("host.environment"), {}
-    for key, (value, _) in found.items():
+    """What stands in CONTROL; what is not authentic is left out, as executors do."""
+    opener, valid = config.opener(), {}
+    for key, stored in found.items():
         try:
-            valid[key] = control.decode(value, typ, key, environment)
-        except ExecutorError:
-            state().out.warn(f"{key} in CONTROL is not valid and counts for nobody")
+            said = opener.said(key, stored.body, stored_at=stored.stored_at_ms)
+        except NotAuthenticError as error:
+            state().out.warn(f"{key} in CONTROL counts for nobody: {error.reason}")
+            continue
+        if said.fields is not None:
+            valid[key] = said.fields
     return valid
 
 
@@ -76,10 +86,7 @@ def pause(task: str, tenant: str | None, why: str) -> None:
     config = state().config(required=True)
     of_tenant, name = split_task(task, config, tenant)
     key = subjects.pause_key(of_tenant, name)
-    value = control.encode(
-        "pause", key, config.text("host.environment"), at=_now_ms(), why=why[:500]
-    )
-    run_async(with_control(config, lambda bucket, _: bucket.put(key, value)), "NATS")
+    _speak(config, lambda speaker: speaker.say("pause", key, {"at": _now_ms(), "why": why[:500]}))
     state().out.data(
         {"schema": "executor.paused/1", "tenant": of_tenant, "task": name, "paused": True},
         f"{of_tenant}/{name} is paused · executor resume {name}",
@@ -97,7 +104,7 @@ def resume(task: str, tenant: str | None) -> None:
     config = state().config(required=True)
     of_tenant, name = split_task(task, config, tenant)
     key = subjects.pause_key(of_tenant, name)
-    known = _take_back(config, key)
+    known = _speak(config, lambda speaker: speaker.take_back(key))
     state().out.data(
         {"schema": "executor.paused/1", "tenant": of_tenant, "task": name, "paused": False},
         f"{of_tenant}/{name} runs again" if known else f"{of_tenant}/{name} was not paused",
@@ -127,7 +134,7 @@ def quarantine_list() -> None:
     out, now = state().out, _now_ms()
     modules = [
         {"digest": f"sha256:{key.partition('.')[2]}", **fields}
-        for key, fields in _entries(config, "quarantine", found).items()
+        for key, fields in _entries(config, found).items()
     ]
     rows = [
         (str(m["digest"]), str(m["task"]), str(m["code"]), output.age(int(m["at"]), now))
@@ -149,11 +156,9 @@ def quarantine_add(digest: str) -> None:
     """
     config = state().config(required=True, bootstrap=True)
     key = subjects.quarantine_key(digest)
-    value = control.encode(
-        "quarantine", key, config.text("host.environment"), at=_now_ms(), code="-", task="-",
-        by="operator",
-    )  # fmt: skip
-    run_async(with_control(config, lambda bucket, _: bucket.put(key, value)), "NATS")
+    _speak(config, lambda speaker: speaker.say(
+        "quarantine", key, {"at": _now_ms(), "code": "-", "task": "-", "by": "operator"}
+    ))  # fmt: skip
     state().out.data(
         {"schema": "executor.quarantine/1", "digest": digest, "quarantined": True},
         f"{digest} is in quarantine",
@@ -169,7 +174,7 @@ def quarantine_lift(digest: str) -> None:
     """
     config = state().config(required=True, bootstrap=True)
     key = subjects.quarantine_key(digest)
-    known = _take_back(config, key)
+    known = _speak(config, lambda speaker: speaker.take_back(key))
     state().out.data(
         {"schema": "executor.quarantine/1", "digest": digest, "quarantined": False},
         f"{digest} may run again" if known else f"{digest} was not in quarantine",
@@ -180,7 +185,7 @@ async def look(config: Config, bucket: Control, connection: Connection) -> dict[
     """One look at everything: executors, queues, and what holds tasks up."""
     now = _now_ms()
     executors = []
-    for key, fields in _entries(config, "status", await bucket.entries("status")).items():
+    for key, fields in _entries(config, await bucket.entries("status")).items():
         if now - int(fields["at"]) < GONE_MS:
             report = json.loads(str(fields["report"]))
             executors.append({"name": key.partition(".")[2], "at": fields["at"], **report})
@@ -195,7 +200,7 @@ async def look(config: Config, bucket: Control, connection: Connection) -> dict[
                        "in_hand": found["num_ack_pending"]})  # fmt: skip
     held_up: list[dict[str, Any]] = []
     for typ in ("pause", "quarantine", "breaker"):
-        for key, fields in _entries(config, typ, await bucket.entries(typ)).items():
+        for key, fields in _entries(config, await bucket.entries(typ)).items():
             if typ == "breaker":
                 opened = Breaker(trips=int(fields["trips"]), until=int(fields["until"]))
                 fields["state"] = opened.state(now).value

@@ -27,6 +27,8 @@ from executor.transport.control import PREFIX, STREAM, Control
 BEAT_S: Final = 5.0
 # An entry that is older was left behind by an executor that was killed.
 GONE_MS: Final = 60_000
+# What an executor that is gone said of itself goes by itself.
+_STANDS_S: Final = 600
 _REPORT_MAX: Final = 8_000
 
 
@@ -41,6 +43,7 @@ class Heartbeat:
     connection: Connection
     executor: str
     environment: str
+    sign: Callable[[str, bytes], bytes]
     clock: ServerClock
     telemetry: Telemetry
     report: Callable[[], dict[str, Any]]
@@ -58,7 +61,6 @@ class Heartbeat:
 
     async def start(self) -> None:
         """Beat once, so that the clock is right before the first task, and go on."""
-        await self._sweep()
         await self.beat()
         self._beating = asyncio.get_running_loop().create_task(self._go_on())
 
@@ -81,26 +83,17 @@ class Heartbeat:
         text = json.dumps(self.report(), separators=(",", ":"))
         if len(text) > _REPORT_MAX:
             text = "{}"  # that many tenants are counted by metrics, not here
-        value = control.encode(
+        value = self.sign(self.key, control.encode(
             "status", self.key, self.environment, at=self.clock.now_ms(), report=text
-        )
+        ))  # fmt: skip
         sent = _local_ms()
-        sequence = await Control(self.connection).put(self.key, value)
+        sequence = await Control(self.connection).put(self.key, value, ttl_s=_STANDS_S)
         received = _local_ms()
         stored = await direct.last(self.connection, STREAM, PREFIX + self.key)
         if stored is None or stored.sequence != sequence or not stored.stored_at_ms:
             return
         if self.clock.measured(sent_ms=sent, server_ms=stored.stored_at_ms, received_ms=received):
             self.telemetry.log.event("clock-skew", offset_ms=self.clock.offset_ms)
-
-    async def _sweep(self) -> None:
-        """Remove what killed executors left behind."""
-        bucket = Control(self.connection)
-        with contextlib.suppress(ExecutorError):
-            for key in await bucket.keys("status"):
-                stored = await direct.last(self.connection, STREAM, PREFIX + key)
-                if stored and _local_ms() - stored.stored_at_ms > 10 * GONE_MS:
-                    await bucket.delete(key)
 
     def write_health(self) -> None:
         """Write the health file, whole or not at all."""
@@ -121,6 +114,6 @@ class Heartbeat:
             self._beating.cancel()
             await asyncio.gather(self._beating, return_exceptions=True)
         with contextlib.suppress(ExecutorError):
-            await Control(self.connection).delete(self.key)
+            await Control(self.connection).put(self.key, self.sign(self.key, b""), ttl_s=_STANDS_S)
         if self.health_file is not None:
             self.health_file.unlink(missing_ok=True)

@@ -24,10 +24,8 @@ from executor.cli import output
 from executor.cli.base import run_async, state
 from executor.cli.operate import duration_ms
 from executor.client import Client, TaskOutcome
-from executor.core import envelope, schedule, subjects
-from executor.core.envelope import Sealed
+from executor.core import subjects
 from executor.errors import TABLE, ExecutorError
-from executor.model import TaskRequest
 
 LIST_MAX: Final = 1_000
 _MOST: Final = 1_000_000
@@ -194,38 +192,21 @@ async def open_letter(client: Client, task_id: str) -> TaskOutcome:
     return letter
 
 
-def request_of(letter: TaskOutcome, environment: str) -> TaskRequest:
-    """What a letter asked for. Errors  `message.*` for one that cannot be asked for again."""
-    origin = letter.record.origin
-    if origin is None or not origin.whole:
-        raise ExecutorError("message.too-large", f"the bytes of `{letter.id}` were not kept whole",
-                            hint="submit it again from where it came from")  # fmt: skip
-    request = envelope.decode_task(
-        origin.data, dict(origin.headers), letter.tenant, letter.task, environment=environment,
-        raw_allowed=True, input_max=envelope.MESSAGE_MAX,
-    )  # fmt: skip
-    if isinstance(request, Sealed) and request.typ == "schedule":
-        # Its record is sealed, and it was checked when it fired: the letter is proof enough.
-        asked, _ = schedule.read(
-            request, origin, letter.tenant, letter.task, stored_at=letter.record.submitted_at,
-            input_max=envelope.MESSAGE_MAX,
-        )  # fmt: skip
-        return asked
-    if isinstance(request, Sealed):
-        raise ExecutorError("message.malformed", "it was no task")
-    return request
-
-
 async def choose(
     client: Client, ids: Sequence[str], filters: Filters, check: Callable[[TaskOutcome], object]
 ) -> list[Chosen]:
     """The letters to act on, all of them checked.
 
-    Of `ids` each must pass: nothing is done to any if one does not. What matches a filter and does
-    not pass is left out, which is said.
+    Of `ids` each must pass: nothing is done to any if one does not; without the right to read them
+    the executor judges. What matches a filter and does not pass is left out, which is said.
     """
     if ids:
-        letters = [await open_letter(client, task_id) for task_id in dict.fromkeys(ids)]
+        try:
+            letters = [await open_letter(client, task_id) for task_id in dict.fromkeys(ids)]
+        except ExecutorError as error:
+            if error.code != "transport.permission-denied":
+                raise
+            return [Chosen(subjects.ANY_TASK, task_id, 0, "", 0) for task_id in ids]
         for letter in letters:
             check(letter)
         return [_chosen(letter) for letter in letters]
@@ -247,16 +228,6 @@ async def choose(
 
 def _chosen(letter: TaskOutcome) -> Chosen:
     return Chosen(letter.task, letter.id, letter.sequence, letter.code, letter.stored_at)
-
-
-async def unchanged(client: Client, chosen: Chosen) -> TaskOutcome:
-    """The letter as it was chosen. Errors  `transport.publish-unconfirmed` if it changed."""
-    letter = await client.outcome(chosen.id, task=chosen.task)
-    if letter is None or letter.sequence != chosen.sequence:
-        what = "is gone" if letter is None else "was superseded"
-        raise ExecutorError("transport.publish-unconfirmed", f"`{chosen.id}` {what} meanwhile",
-                            hint=f"executor dead show {chosen.id}")  # fmt: skip
-    return letter
 
 
 def confirm(chosen: Sequence[Chosen], what: str, *, yes: bool) -> None:

@@ -27,12 +27,14 @@ from executor.cli.base import (
     state,
     with_input,
 )
-from executor.cli.modules import examine, read_statement, wanted
+from executor.cli.commanding import Commander
+from executor.cli.modules import examine, operator_key, read_statement, wanted
 from executor.cli.serving import Host, queue, settings, stream_options
 from executor.cli.serving import serve as serve_host
 from executor.client import Client, TaskOutcome
 from executor.config import Config
-from executor.core import policy, provenance, release, signature, subjects
+from executor.core import policy, provenance, signature, subjects
+from executor.core.signature import SecretKey
 from executor.errors import ExecutorError
 from executor.model import Release
 from executor.supervisor import vouching
@@ -42,6 +44,7 @@ from executor.transport.connection import Connection
 from executor.transport.control import Control
 from executor.transport.objects import Objects
 from executor.transport.server import PrivateServer
+from executor.transport.speaking import Speaker
 from executor.trust import believed
 from executor.trust.file import FileTrust
 
@@ -85,15 +88,18 @@ class Published:
 
 
 async def publish_module(
-    config: Config, data: bytes, tenant: str, statement: bytes | None = None
-) -> Published:
+    config: Config, data: bytes, tenant: str, statement: bytes | None = None, *,
+    key: SecretKey | None = None,
+) -> Published:  # fmt: skip
     """Verify, compile, store by digest, release.
 
     `statement` is the builder's, stored beside the module; checked where policy asks for one.
+    `key` is whose word the release is, if not the operator's whom the configuration names.
 
-    Errors  `module.*`, `policy.task-unknown` for an unknown tenant, `transport.*`, and where
-            releases are signed `trust.*` and `config.missing`.
+    Errors  `module.*`, `policy.task-unknown` for an unknown tenant, `policy.action-denied`,
+            `config.missing` without a key, `transport.*`; where releases are signed, `trust.*`.
     """
+    key = None if config.signed else key or operator_key(config)
     party = config.policy.tenant(tenant)
     if party is None:
         known = ", ".join(t.name for t in config.policy.tenants) or "none"
@@ -128,24 +134,26 @@ async def publish_module(
     try:
         if statement is not None:  # first: whoever sees the release finds it
             await Objects(connection).put(provenance.object_name(digest), statement)
-        in_force = await store(connection, config, live, data)
+        in_force = await store(connection, config, live, data, key)
     finally:
         await connection.close()
     return Published(live, missing, in_force)
 
 
-async def store(connection: Connection, config: Config, live: Release, data: bytes) -> bool:
+async def store(
+    connection: Connection, config: Config, live: Release, data: bytes, key: SecretKey | None
+) -> bool:
     """Put the bytes under the release's digest and point the task's name at it.
 
-    False if that waits for the signatures of others.
+    `key` says so in CONTROL, where releases are not signed with keys of their own. False if it
+    waits for the signatures of others.
     """
     await Objects(connection).put(live.digest, data)
-    if config.signed:
+    if config.signed or key is None:
         return await signing.release(config, connection, live)
-    await Control(connection).put(
-        subjects.release_key(live.tenant, live.task),
-        release.encode(live, config.text("host.environment")),
-    )
+    speaker = Speaker(Control(connection), config.opener(), key)
+    key_of = subjects.release_key(live.tenant, live.task)
+    await speaker.say("release", key_of, {"digest": live.digest, "version": live.version})
     return True
 
 
@@ -189,7 +197,8 @@ def publish(module: Path, tenant: str | None, statement: Path | None) -> None:
     help="Start a nats-server beside, on the port of nats.url, data in ./nats-data.",
 )
 @click.option("--ready-file", type=click.Path(path_type=Path), help="Made when it is ready.")
-def serve(embedded: bool, ready_file: Path | None) -> None:  # noqa: FBT001
+@click.option("--drain", metavar="NAME", help="Start none: have the executor NAME drain and end.")
+def serve(embedded: bool, ready_file: Path | None, drain: str | None) -> None:  # noqa: FBT001
     """Take tasks from NATS, run them in sandboxes, publish outcomes.
 
     The first SIGTERM or ctrl-C drains, the second stops now; SIGHUP reloads executor.toml.
@@ -197,8 +206,24 @@ def serve(embedded: bool, ready_file: Path | None) -> None:  # noqa: FBT001
     Example: executor serve --embedded
     """
     config = state().config(required=True, bootstrap=True)
+    if drain is not None:
+        if not subjects.is_token(drain):
+            raise click.UsageError(f"`{drain}` is no executor's name.")
+        run_async(_drain(config, operator_key(config), drain), f"executor {drain}")
+        state().out.data({"schema": "executor.draining/1", "executor": drain},
+                         f"{drain} drains and ends")  # fmt: skip
+        return
     log = Log(quiet=state().out.quiet)
     run_async(_serve(config, log, embedded=embedded, ready_file=ready_file))
+
+
+async def _drain(config: Config, key: SecretKey, name: str) -> None:
+    connection = await Connection.open(settings(config, "executor-drain"), lambda _n, _f: None)
+    try:
+        async with Commander(connection, config.opener(), key) as commander:
+            await commander.ask("drain", "", "", executor=name)
+    finally:
+        await connection.close()
 
 
 async def _serve(config: Config, log: Log, *, embedded: bool, ready_file: Path | None) -> None:
@@ -451,7 +476,8 @@ def cancel(task_id: str, tenant: str | None, task: str | None, timeout: int) -> 
     if not subjects.is_id(task_id) or (task is not None and not subjects.is_token(task)):
         raise click.UsageError("An id and a task are of [A-Za-z0-9_-]{1,64}.")
     config = state().config()
-    work = _cancel(config, pick_tenant(config, tenant), task, task_id, timeout / 1000)
+    key = operator_key(config)
+    work = _cancel(config, key, (pick_tenant(config, tenant), task, task_id), timeout / 1000)
     before, outcome = run_async(work, "NATS")
     ended = None if outcome is None else outcome.code or "result"
     if outcome is None:
@@ -467,9 +493,10 @@ def cancel(task_id: str, tenant: str | None, task: str | None, timeout: int) -> 
 
 
 async def _cancel(
-    config: Config, tenant: str, task: str | None, task_id: str, timeout_s: float
+    config: Config, key: SecretKey, which: tuple[str, str | None, str], timeout_s: float
 ) -> tuple[bool, TaskOutcome | None]:
-    async with await Client.from_config(config, tenant) as client:
+    tenant, task, task_id = which
+    async with await Client.from_config(config, tenant, operator=lambda: key) as client:
         before = await client.cancel(task_id, task=task)
         if before is not None:
             return True, before

@@ -22,16 +22,20 @@ from executor.cli.base import (
     state,
     with_input,
 )
+from executor.cli.modules import operator_key
 from executor.cli.operate import duration_ms
 from executor.cli.serving import settings
 from executor.config import Config
 from executor.core import control, schedule, subjects
 from executor.core.schedule import Schedule
+from executor.core.seal import NotAuthenticError, Opener
+from executor.core.signature import SecretKey
 from executor.errors import ExecutorError
 from executor.model import StoredMessage
 from executor.transport.connection import Connection
 from executor.transport.control import Control
 from executor.transport.records import read_recurring
+from executor.transport.speaking import Speaker
 
 T = TypeVar("T")
 _Name = tuple[str, str, str]  # tenant, task, id
@@ -129,7 +133,8 @@ def add(task: str, text: str | None, kind: str, cron: str | None, every: int | N
     if not subjects.is_id(own):
         raise click.UsageError("An id is of [A-Za-z0-9_-]{1,64} and does not begin with `_`.")
     where = (of_tenant, name, own)
-    action, known = _on_nats(config, lambda nats: _add(nats, config, where, wanted))
+    key = operator_key(config)
+    action, known = _on_nats(config, lambda nats: _add(nats, config, key, where, wanted))
     out = state().out
     out.data(_fields((where, wanted, None)) | {"action": action}, own)
     out.say(f"{action} · look: executor schedule list · end: executor schedule remove {own}")
@@ -145,37 +150,38 @@ def _default_id(wanted: Schedule) -> str:
 
 
 async def _add(
-    connection: Connection, config: Config, name: _Name, wanted: Schedule
+    connection: Connection, config: Config, signer: SecretKey, name: _Name, wanted: Schedule
 ) -> tuple[str, bool]:
     """What became of it, and whether its task is known."""
-    bucket, environment = Control(connection), config.text("host.environment")
+    bucket, opener = Control(connection), config.opener()
     # Signed releases are known to executors alone, and it is only a warning.
     known = config.signed or await bucket.get(subjects.release_key(*name[:2])) is not None
     key = subjects.schedule_key(*name)
     before = await bucket.get(key)
-    there = _read(before[0], key, environment) if before else None
+    there = _read(opener, key, before) if before else None
     if there is not None and replace(there, at=wanted.at) == wanted:
         return "unchanged", known  # and untouched, so that an interval keeps its phase
-    value = control.encode("schedule", key, environment, **wanted.fields())
-    await bucket.put(key, value)
-    return "added" if before is None else "replaced", known
+    await Speaker(bucket, opener, signer).say("schedule", key, wanted.fields())
+    return "added" if there is None else "replaced", known
 
 
-def _read(value: bytes, key: str, environment: str) -> Schedule | None:
+def _read(opener: Opener, key: str, stored: StoredMessage) -> Schedule | None:
+    """The schedule that stands there and that executors believe."""
     try:
-        return schedule.from_fields(control.decode(value, "schedule", key, environment))
-    except ExecutorError:
+        said = opener.said(key, stored.body, stored_at=stored.stored_at_ms)
+        return schedule.from_fields(said.fields) if said.fields else None
+    except (NotAuthenticError, ExecutorError):
         return None
 
 
 async def _all(connection: Connection, config: Config, tenant: str | None) -> list[_Found]:
     """The schedules of one tenant, or of all that are configured."""
     tenants = [t.name for t in config.policy.tenants] if tenant is None else [tenant]
-    bucket, environment = Control(connection), config.text("host.environment")
+    bucket, opener = Control(connection), config.opener()
     found: list[_Found] = []
     for name in tenants:
-        for key, (value, _) in sorted((await bucket.entries(f"schedule.{name}")).items()):
-            parts, said = key.split("."), _read(value, key, environment)
+        for key, stored in sorted((await bucket.entries(f"schedule.{name}")).items()):
+            parts, said = key.split("."), _read(opener, key, stored)
             if said is not None and len(parts) == 4:  # noqa: PLR2004
                 where = (parts[1], parts[2], parts[3])
                 found.append((where, said, await read_recurring(connection, *where)))
@@ -246,7 +252,9 @@ def remove(schedule_id: str, tenant: str | None, task: str | None) -> None:
     of_tenant = pick_tenant(config, tenant)
     if not subjects.is_token(of_tenant):
         raise click.UsageError(f"`{of_tenant}` is no tenant's name.")
-    where = _on_nats(config, lambda nats: _remove(nats, of_tenant, task, schedule_id))
+    key = operator_key(config)
+    wanted = (of_tenant, task, schedule_id)
+    where = _on_nats(config, lambda nats: _remove(nats, config, key, wanted))
     state().out.data(
         {"schema": "executor.schedule/1", "id": schedule_id, "tenant": of_tenant,
          "task": where[1], "action": "removed"},
@@ -254,17 +262,22 @@ def remove(schedule_id: str, tenant: str | None, task: str | None) -> None:
     )  # fmt: skip
 
 
-async def _remove(connection: Connection, tenant: str, task: str | None, schedule_id: str) -> _Name:
-    bucket = Control(connection)
-    parts = [key.split(".") for key in await bucket.keys(f"schedule.{tenant}")]
-    tasks = [p[2] for p in parts if p[3:] == [schedule_id] and task in {None, p[2]}]
+async def _remove(
+    connection: Connection, config: Config, signer: SecretKey, wanted: tuple[str, str | None, str]
+) -> _Name:
+    tenant, task, schedule_id = wanted
+    tasks = [
+        name[1] for name, _, _ in await _all(connection, config, tenant)
+        if name[2] == schedule_id and task in {None, name[1]}
+    ]  # fmt: skip
     if not tasks:
         raise ExecutorError("config.missing", f"no schedule `{schedule_id}` of `{tenant}`",
                             hint="executor schedule list")  # fmt: skip
     if len(tasks) > 1:
         raise click.UsageError(f"Which? Use --task NAME: {', '.join(tasks)}.")
     name = (tenant, tasks[0], schedule_id)
-    await bucket.delete(subjects.schedule_key(*name))
+    speaker = Speaker(Control(connection), config.opener(), signer)
+    await speaker.take_back(subjects.schedule_key(*name))
     return name
 
 

@@ -17,8 +17,7 @@ from executor.cli.modules import read_key
 from executor.cli.trusting import Keeper
 from executor.cli.usages import adopt_usage
 from executor.config import Config
-from executor.core import control, provenance, subjects
-from executor.core import release as releases
+from executor.core import control, provenance, seal, subjects
 from executor.core import usage as usages
 from executor.core.policy import Tenant
 from executor.core.signature import SecretKey
@@ -26,6 +25,7 @@ from executor.errors import ExecutorError
 from executor.model import MIB, Digest, Release, StoredMessage
 from executor.supervisor import containment
 from executor.supervisor.clock import ServerClock
+from executor.supervisor.commands import Commands
 from executor.supervisor.pipeline import Pipeline
 from executor.supervisor.ports import KvStore
 from executor.supervisor.service import Ports, assemble, new_zygote, share
@@ -37,6 +37,7 @@ from executor.transport.board import Board
 from executor.transport.connection import Connection
 from executor.transport.control import Watch
 from executor.transport.kv import TenantKv
+from executor.transport.listening import Listening
 from executor.transport.objects import Objects
 from executor.transport.outbox import Outbox
 from executor.transport.settings import PING_S, Settings, from_config
@@ -78,10 +79,7 @@ class _Modules:
     """Releases as CONTROL says, kept up to date, and module bytes by digest."""
 
     objects: Objects
-    telemetry: Telemetry
-    environment: str
     on_change: Callable[[Release], None]
-    signed: bool = False  # releases come from signed metadata, an entry counts for nothing
     _live: dict[tuple[str, str], Release] = field(default_factory=dict)
 
     def replace(self, releases: Mapping[tuple[str, str], Release]) -> None:
@@ -91,26 +89,13 @@ class _Modules:
             if before.get(name) != release:
                 self.on_change(release)
 
-    def entry(self, key: str, value: bytes | None, revision: int) -> None:
-        """One entry of CONTROL; junk leaves what was in force."""
-        del revision
-        parts = key.split(".")
-        if parts[0] != "release" or len(parts) != 3:  # noqa: PLR2004
-            return
-        name = (parts[1], parts[2])
-        if self.signed:
-            self.telemetry.security_event("release-not-signed", key=key)
-            return
-        if value is None:
+    def said(self, name: tuple[str, str], live: Release | None) -> None:
+        """What a task's name stands for from now on, as CONTROL says."""
+        if live is None:
             self._live.pop(name, None)
-            return
-        try:
-            release = releases.decode(value, *name, environment=self.environment)
-        except ExecutorError as error:
-            self.telemetry.security_event("release-not-valid", key=key, reason=error.message)
-            return
-        self._live[name] = release
-        self.on_change(release)
+        elif self._live.get(name) != live:
+            self._live[name] = live
+            self.on_change(live)
 
     def release(self, tenant: str, task: str) -> Release | None:
         """What the task name stands for now."""
@@ -151,6 +136,12 @@ class _Records:
         believes = self.trust.opener().believes
         return await records.read_outcome(self.connection, tenant, task, task_id, believes)
 
+    async def find(self, tenant: str, task: str, task_id: str) -> Sequence[StoredMessage]:
+        """The same of whichever task has the id."""
+        if task != subjects.ANY_TASK:
+            return await self.read(tenant, task, task_id)
+        return await records.find(self.connection, tenant, task_id)
+
     async def waiting(self, tenant: str, task: str, task_id: str) -> Sequence[StoredMessage]:
         """What waits in LATER under a task id."""
         return await records.read_waiting(self.connection, tenant, task, task_id)
@@ -182,6 +173,8 @@ class Host:
             self._keeper = Keeper(config, telemetry, self._put_in_force, self._hold)
         else:
             self._check_trust(config)
+        self._environment = config.text("host.environment")
+        self.on_drain: Callable[[], None] = lambda: None
         self._clock = ServerClock()
         self._draining = False
         self._warm: set[asyncio.Task[None]] = set()
@@ -235,11 +228,8 @@ class Host:
         await streams.check(self.connection, queues, stream_options(self.config))
         self._outbox = Outbox(self.connection)
         await self._outbox.start()
-        self._modules = _Modules(
-            Objects(self.connection), self.telemetry, self.config.text("host.environment"),
-            self._released, signed=self.config.signed,
-        )  # fmt: skip
-        self._board = Board(self.connection)
+        self._modules = _Modules(Objects(self.connection), self._released)
+        self._board = Board(self.connection, self._sign)
         self._intake = Intake(
             self.connection, alone=self.config.number("delivery.window"),
             shared=self.config.number("delivery.window_shared"),
@@ -255,19 +245,29 @@ class Host:
                                  zygote=self._zygote)  # fmt: skip
         self.pipeline.now_ms = self._clock.now_ms
         self.pipeline.usage.under(self.config.policy, self._shadow)
+        self._commands = Commands(
+            self._environment, self.config.text("host.name"), self._key, self._trust, self._outbox,
+            _Records(self.connection, self._trust).find, self.telemetry, self._clock.now_ms,
+            self.connection.send, self.on_drain,
+        )  # fmt: skip
+        self._listening = Listening(
+            self.connection, self.config.text("host.name"), self._commands.receive
+        )
         self._heartbeat = Heartbeat(
-            self.connection, self.config.text("host.name"), self.config.text("host.environment"),
+            self.connection, self.config.text("host.name"), self._environment, self._sign,
             self._clock, self.telemetry, self._report, self._unready,
             self.config.path("host.health_file"), self._say_usage,
         )  # fmt: skip
-        await adopt_usage(self.connection, self._heartbeat.life, self.config, self.pipeline.usage)
+        await adopt_usage(
+            self.connection, self._board, self._heartbeat.life, self.config, self.pipeline.usage
+        )
         await self._heartbeat.start()
         self._steering = Steering(
-            self.config.text("host.environment"), self.pipeline.guards, self.pipeline.cancelling,
+            self._environment, self._trust, self.pipeline.guards, self.pipeline.cancelling,
             self.pipeline.schedules, self.telemetry, self.pipeline.now_ms,
-            self.pipeline.look_again,
+            self.pipeline.look_again, self._release_said,
         )  # fmt: skip
-        self._watch = Watch(self.connection, self._entry)
+        self._watch = Watch(self.connection, self._steering.entry)
         await self._watch.start()
         if self._keeper is not None:
             self._modules.replace(self._keeper.state.releases)
@@ -286,6 +286,7 @@ class Host:
             await self._intake.add(tenant)
         if self._keeper is not None:
             await self._keeper.start()
+        await self._listening.start(self.config.policy.tenants)
         await self._heartbeat.beat()
         self.telemetry.observe(self._levels)
         # What exists now lives as long as the process; what a task leaves behind has no cycles, and
@@ -313,10 +314,16 @@ class Host:
             possible=",".join(found.escaped) or "-", path=found.path,
         )  # fmt: skip
 
-    def _entry(self, key: str, value: bytes | None, revision: int) -> None:
-        """One entry of CONTROL: a release, or what steers the work."""
-        if not self._steering.entry(key, value):
-            self._modules.entry(key, value, revision)
+    def _release_said(self, name: tuple[str, str], live: Release | None) -> None:
+        if not self.config.signed:
+            self._modules.said(name, live)
+        elif live is not None:
+            # Where releases are signed metadata, an entry counts for nothing.
+            self.telemetry.security_event("release-not-signed", task="/".join(name))
+
+    def _sign(self, key: str, payload: bytes) -> bytes:
+        """The value that says `payload` under a key of CONTROL."""
+        return seal.say(self._key, self._environment, key, payload, at=self._clock.now_ms())
 
     def _say_usage(self) -> None:
         """What tasks used since the last time, for `executor grant report`."""
@@ -406,11 +413,14 @@ class Host:
         self._trust.replace(config)
         self.pipeline.usage.under(config.policy, shadow)
         self.pipeline.decide_again()
+        self._steering.judge_again()
+        self._watch.look_again()
         for release in self._modules.releases():
             self._released(release)
         share(self.pipeline.pool.slots, config)
         await self._serve_tenants()
         self._intake.replace(config.policy.tenants)
+        await self._listening.start(config.policy.tenants)
         self.telemetry.log.event(
             "reloaded", tenants=",".join(sorted(after)), needs_restart=",".join(fixed) or "-"
         )
@@ -449,6 +459,8 @@ class Host:
         self._heartbeat.write_health()
         if self._keeper is not None:
             await self._keeper.stop()
+        await self._listening.stop()
+        self._commands.stop()
         await self._intake.stop()
         if drain_ms:
             await self.pipeline.drain(drain_ms / 1000)
@@ -489,6 +501,7 @@ async def serve(
     asked: asyncio.Queue[signal.Signals] = asyncio.Queue()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, asked.put_nowait, number)
+    host.on_drain = lambda: asked.put_nowait(signal.SIGTERM)
     await host.start()
     ready()
     while (number := await asked.get()) is signal.SIGHUP:

@@ -32,6 +32,9 @@ url = "nats://127.0.0.1:4222"
 [sandbox]
 count = 2
 
+[keys]
+operator_file = "keys/operator.key"       # signs what you tell executors
+
 {trust}"""
 
 _SIGNED: Final = """\
@@ -58,6 +61,25 @@ tasks = ["{tenant}/*"]
 [[executor]]                              # whose outcomes are believed
 name = "local"
 key = "{executor}"
+
+[[operator]]                              # who tells executors what to do
+name = "you"
+key = "{operator}"
+
+[[binding]]
+role = "operator"
+who = ["you"]
+why = "holds up, ends and repeats tasks"
+
+[[binding]]
+role = "releaser"
+who = ["you"]
+why = "says which module a task's name stands for"
+
+[[binding]]
+role = "submitter"
+who = ["you"]
+why = "schedules tasks"
 """
 
 _TASK: Final = """\
@@ -101,9 +123,9 @@ def init(folder: Path, tenant: str, signed: bool) -> None:  # noqa: FBT001
     if not subjects.is_token(tenant):
         raise click.UsageError(f"`{tenant}` is not of [A-Za-z0-9_-]{{1,64}}.")
     target = folder / configs.FILE
-    author, host = SecretKey.generate(), SecretKey.generate()
+    author, host, operator = (SecretKey.generate() for _ in range(3))
     keys, hello = folder / "keys", folder / "hello"
-    named = {"author": author, "executor": host}
+    named = {"author": author, "executor": host, "operator": operator}
     files = [keys / f"{name}.{kind}" for name in named for kind in ("key", "pub")]
     for path in (target, *files):
         if path.exists():
@@ -117,7 +139,9 @@ def init(folder: Path, tenant: str, signed: bool) -> None:  # noqa: FBT001
         write_secret(keys / f"{name}.key", key.pem())
         write_file(keys / f"{name}.pub", f"{key.public.text}\n".encode("ascii"))
     write_secret(keys / "cache.key", f"{secrets.token_hex(32)}\n".encode("ascii"))
-    policy = _POLICY.format(tenant=tenant, author=author.public.text, executor=host.public.text)
+    policy = _POLICY.format(
+        tenant=tenant, **{name: key.public.text for name, key in named.items()}
+    )  # fmt: skip
     write_file(target, _CONFIG.format(trust=_SIGNED if signed else policy).encode())
     if signed:
         _sign(target, policy)
@@ -129,7 +153,7 @@ def init(folder: Path, tenant: str, signed: bool) -> None:  # noqa: FBT001
     where = "" if folder == Path() else f"cd {folder} && "
     state().out.data(
         {"schema": "executor.init/1", "folder": str(folder), "tenant": tenant,
-         "author": author.public.text, "executor": host.public.text},
+         **{name: key.public.text for name, key in named.items()}},
         f"made {target}, {also}{keys}/ and {hello}/\n"
         f"next: {where}executor build hello --key keys/author.key",
     )  # fmt: skip

@@ -7,20 +7,31 @@ import contextlib
 from executor.cli.heartbeat import GONE_MS
 from executor.cli.output import now_ms
 from executor.config import Config
-from executor.core import control
 from executor.core import usage as usages
+from executor.core.control import Value
+from executor.core.seal import NotAuthenticError
 from executor.core.usage import Usage
 from executor.errors import ExecutorError
+from executor.model import StoredMessage
+from executor.supervisor.ports import Board
 from executor.supervisor.usage import Usages
 from executor.transport.connection import Connection
 from executor.transport.control import Control
 
 
-def _read(value: bytes, key: str, config: Config) -> Usage | None:
-    """One entry; None of what is not valid, which counts for nobody."""
+def _said(key: str, stored: StoredMessage, config: Config) -> dict[str, Value]:
+    """The fields of an entry; none of what nobody may have said, or what was taken back."""
     try:
-        fields = control.decode(value, "usage", key, config.text("host.environment"))
-        report = fields["report"]
+        said = config.opener().said(key, stored.body, stored_at=stored.stored_at_ms)
+    except NotAuthenticError:
+        return {}
+    return said.fields or {}
+
+
+def _read(key: str, stored: StoredMessage, config: Config) -> Usage | None:
+    """One entry; None of what is not valid, which counts for nobody."""
+    report = _said(key, stored, config).get("report")
+    try:
         return usages.decode(report) if isinstance(report, bytes) else None
     except ExecutorError:
         return None
@@ -29,22 +40,16 @@ def _read(value: bytes, key: str, config: Config) -> Usage | None:
 async def read_usages(bucket: Control, config: Config) -> dict[str, Usage]:
     """What all executors saw, by tenant."""
     found: dict[str, Usage] = {}
-    for key, (value, _) in (await bucket.entries("usage")).items():
-        usage, tenant = _read(value, key, config), key.rpartition(".")[2]
+    for key, stored in (await bucket.entries("usage")).items():
+        usage, tenant = _read(key, stored, config), key.rpartition(".")[2]
         if usage is not None:
             found.setdefault(tenant, Usage()).add(usage)
     return found
 
 
-def _beats(key: str, value: bytes, config: Config) -> bool:
-    try:
-        fields = control.decode(value, "status", key, config.text("host.environment"))
-    except ExecutorError:
-        return False
-    return now_ms() - int(fields["at"]) < GONE_MS
-
-
-async def adopt_usage(connection: Connection, life: str, config: Config, mine: Usages) -> None:
+async def adopt_usage(
+    connection: Connection, board: Board, life: str, config: Config, mine: Usages
+) -> None:
     """Go on from what earlier lives of this executor saw; a life that beats keeps its own.
 
     What cannot be read now stays where it is, and counts in every report all the same.
@@ -53,15 +58,15 @@ async def adopt_usage(connection: Connection, life: str, config: Config, mine: U
     with contextlib.suppress(ExecutorError):
         beating = {
             key.partition(".")[2]
-            for key, (value, _) in (await bucket.entries("status")).items()
-            if _beats(key, value, config)
+            for key, stored in (await bucket.entries("status")).items()
+            if now_ms() - int(_said(key, stored, config).get("at", 0)) < GONE_MS
         }
-        for key, (value, _) in (await bucket.entries("usage")).items():
+        for key, stored in (await bucket.entries("usage")).items():
             other, _, tenant = key.partition(".")[2].partition(".")
             if other.rpartition("_")[0] != name or (other in beating and other != life):
                 continue
-            usage = _read(value, key, config)
+            usage = _read(key, stored, config)
             if usage is not None:
                 mine.adopt(tenant, usage)
-            if other != life:
-                await bucket.delete(key)
+                if other != life:
+                    board.delete(key)

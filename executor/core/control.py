@@ -1,8 +1,8 @@
-"""What stands in CONTROL: typed values, each bound to its key and environment.
+"""What is said in CONTROL and on `control.…`: typed values, each bound to its place.
 
-A value is one flat msgpack map: `v`, `typ`, `aud` (environment and key), and the fields of its type
-below, no more and no fewer. Nothing here is signed yet: it may hold work up, choose among modules
-that are signed for the task, and end tasks; it cannot grant anything.
+A value is one flat msgpack map: `v`, `typ`, `aud` (environment and key or subject), and the fields
+of its type below, no more and no fewer. It travels as the payload of a sealed envelope of typ
+`control` (`seal.Opener.said`, `command`, `answer`); an empty payload takes back what was said.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from executor.core import subjects
+from executor.core.access import ANY
 from executor.core.content import to_msgpack
 from executor.core.envelope import unpack
 from executor.errors import ExecutorError
@@ -35,7 +36,38 @@ TYPES: Final[Mapping[str, Mapping[str, type]]] = {
     "schedule": {
         "at": int, "when": str, "zone": str, "input": bytes, "ct": str, "expires_ms": int,
     },
+    # On subjects, not in the bucket. `sequence` 0: whichever record there is; `exp` is a time.
+    "command": {
+        "verb": str, "tenant": str, "task": str, "id": str, "sequence": int, "exp": int,
+    },
+    "answer": {
+        "tenant": str, "code": str, "detail": str, "task": str, "id": str, "sequence": int,
+        "duplicate": int,
+    },
 }  # fmt: skip
+# Who may say an entry: a person with this action, or an executor for the tenants it serves.
+ACTIONS: Final[Mapping[str, str]] = {
+    "release": "release", "cancel": "cancel", "pause": "pause", "quarantine": "quarantine",
+    "schedule": "submit",
+}  # fmt: skip
+EXECUTORS_OWN: Final = frozenset({"breaker", "status", "quarantine", "usage"})
+# Type → where its keys name the tenant, and the task, behind the type.
+_TENANT_AT: Final = {
+    "release": 0, "cancel": 0, "pause": 0, "schedule": 0, "breaker": 1, "usage": 1,
+}  # fmt: skip
+_TASK_AT: Final = {"release": 1, "cancel": 1, "pause": 1, "schedule": 1}
+
+
+def about(key: str) -> tuple[str, str, str]:
+    """(type, tenant, task) of an entry's key; "*" where it names none, or means all."""
+    typ, *rest = key.split(".")
+
+    def token(places: Mapping[str, int]) -> str:
+        place = places.get(typ, len(rest))
+        found = rest[place] if place < len(rest) else ANY
+        return ANY if found == subjects.ANY_TASK else found
+
+    return typ, token(_TENANT_AT), token(_TASK_AT)
 
 
 def encode(typ: str, key: str, environment: str, /, **fields: Value) -> bytes:

@@ -1,4 +1,4 @@
-"""The typed envelope of every message body, versions 1 and 2: bytes to values and back.
+"""The typed envelope of every message body, versions 1 to 3: bytes to values and back.
 
 A message on NATS is one flat msgpack map. `typ` says what it is, `aud` binds it to an environment
 and a subject, and unknown fields, duplicate keys and nesting are refused. A `task` envelope is the
@@ -6,8 +6,9 @@ submitter's; `retry`, `schedule`, `result` and `dead` carry an opaque payload un
 signature (`core.seal` makes and checks it; payloads are decoded only afterwards). A message with a
 `Task-Id` header is the raw form: its body is the input.
 
-Version 2 adds what a record says of an attempt: limits, last host calls, signers, cause. Readers
-take both; a message says the lowest version that can hold it, so that an older host reads it.
+Version 2 adds what a record says of an attempt; version 3 is a task in a submitter's seal, and a
+retry under another id than its message's. Readers take all; a message says the lowest version that
+can hold it, so that an older host reads it or refuses it, and never looks past a signature.
 
 Nothing here decodes a task's input.
 """
@@ -37,8 +38,9 @@ from executor.model import (
 )
 from executor.values import light_dataclass
 
-VERSION: Final = 2
-VERSIONS: Final = (1, 2)  # what is read
+VERSION: Final = 2  # the highest of a record
+SIGNED: Final = 3
+VERSIONS: Final = (1, 2, 3)  # what is read
 # The input cap plus room for the other fields. A retry adds its signature and history, a dead
 # letter its report, and both still fit the 1 MiB that a NATS server accepts by default.
 MESSAGE_MAX: Final = PAYLOAD_MAX + 16 * KIB
@@ -83,7 +85,7 @@ class Sealed:
 
 @light_dataclass(frozen=True, slots=True)
 class Draft:
-    """What is to be sealed: an outcome, a dead letter or a retry."""
+    """What is to be sealed."""
 
     typ: str
     aud: str
@@ -267,10 +269,13 @@ def encode_task(request: TaskRequest, environment: str) -> bytes:
 
 def _check_head(fields: _Fields) -> tuple[str, int]:
     version = fields.count("v")
+    known = f"this host reads versions {VERSIONS[0]} to {VERSIONS[-1]}"
     if version not in VERSIONS:
-        known = f"this host reads versions {VERSIONS[0]} to {VERSIONS[-1]}"
         raise ExecutorError("message.version-unknown", known)
-    return fields.text("typ", most=16), version
+    typ = fields.text("typ", most=16)
+    if version == SIGNED and typ not in ("task", "retry"):
+        raise ExecutorError("message.version-unknown", f"there is no {typ} of version {version}")
+    return typ, version
 
 
 def _task(
@@ -334,7 +339,7 @@ def decode_task(
     data: bytes, headers: Mapping[str, str], tenant: str, name: str, *,
     environment: str, raw_allowed: bool, input_max: int, submitted_at: int = 0,
 ) -> TaskRequest | Sealed:  # fmt: skip
-    """What a message on `task.<tenant>.<name>` asks for; a retry or a firing comes back sealed.
+    """What a message on `task.<tenant>.<name>` asks for; what is signed comes back sealed.
 
     `submitted_at` is when it was stored.
 
@@ -354,8 +359,29 @@ def decode_task(
     if typ != "task":
         raise _malformed(f"`typ` is `{typ}` on a task subject")
     _check_size(len(data), MESSAGE_MAX)
+    if version == SIGNED:
+        return _sealed(fields, typ, version)
     aud = subjects.audience(environment, subjects.task(tenant, name))
     return _task(fields, tenant, name, aud, input_max, submitted_at)
+
+
+def decode_signed(
+    sealed: Sealed, tenant: str, name: str, *, environment: str, input_max: int,
+    submitted_at: int = 0,
+) -> TaskRequest:  # fmt: skip
+    """The request in a submitter's seal that was checked. Errors  `message.*`.
+
+    Never `fresh`: who repeats its bytes would have it run again.
+    """
+    fields = _Fields(unpack(sealed.payload, lists=False))
+    typ, version = _check_head(fields)
+    if typ != "task" or version == SIGNED:
+        raise _malformed("a signed task that holds none")
+    aud = subjects.audience(environment, subjects.task(tenant, name))
+    request = _task(fields, tenant, name, aud, input_max, submitted_at)
+    if request.id != sealed.id:
+        raise _malformed("a signed task of another id")
+    return replace(request, fresh=False, by=sealed.by)
 
 
 def _check_size(size: int, most: int) -> None:
@@ -411,28 +437,35 @@ def origin_of(delivery: Delivery) -> Origin:
     return Origin(subject, delivery.data, headers, size)
 
 
+def retry_version(request: TaskRequest) -> int:
+    """The lowest version that can hold a retry of `request`."""
+    return 3 if request.of else 1
+
+
 def encode_retry(request: TaskRequest, origin: Origin) -> bytes:
     """The payload that asks for `request` again, with its counters and the submitter's message."""
     payload: bytes = msgpack.packb({
         "attempt": request.attempt, "crashes": request.crashes, "not_before": request.not_before,
         "submitted_at": request.submitted_at, "history": _history(request.history),
-        **_origin_fields(origin),
+        **({"of": request.of} if request.of else {}), **_origin_fields(origin),
     })  # fmt: skip
     return payload
 
 
 def decode_retry(
     sealed: Sealed, tenant: str, name: str, *, environment: str, input_max: int,
-    firing: Callable[[Sealed, Origin, int], TaskRequest] | None = None,
+    opened: Callable[[Sealed, Origin, int], TaskRequest] | None = None,
 ) -> tuple[TaskRequest, Origin]:  # fmt: skip
     """The request in a retry whose seal was checked. Errors  `message.*`.
 
-    `firing`  opens what a schedule fired, from its message and when that was stored.
+    `opened`  opens what a schedule fired or a submitter signed, from its message and when that was
+              stored.
     """
     fields = _Fields(unpack(sealed.payload, lists=True))
     attempt, crashes = fields.count("attempt"), fields.count("crashes")
     not_before, submitted_at = fields.count("not_before"), fields.count("submitted_at")
     history, origin = _read_history(fields), _read_origin(fields)
+    of = fields.text("of", most=64) if sealed.version >= SIGNED else ""
     fields.done()
     if origin is None:
         raise _malformed("a retry without the message it repeats")
@@ -442,11 +475,13 @@ def decode_retry(
         environment=environment, raw_allowed=True, input_max=input_max,
     )  # fmt: skip
     if isinstance(request, Sealed):
-        if request.typ == "retry" or firing is None:
+        if request.typ == "retry" or opened is None:
             raise _malformed("a retry of a retry")
-        request = firing(request, origin, submitted_at)
-    if request.id != sealed.id:
+        request = opened(request, origin, submitted_at)
+    if request.id != (of or sealed.id):
         raise ExecutorError("message.audience-mismatch", "the retry is of another task id")
+    if of:  # when its dead letter was written it had expired, or need not wait any more
+        request = replace(request, id=TaskId(sealed.id), of=of, expires_at=0)
     return replace(
         request, attempt=max(attempt, 1), crashes=crashes, fresh=False, not_before=not_before,
         submitted_at=submitted_at, history=history,

@@ -53,6 +53,7 @@ class Tenant:
     sandboxes_max: int = NO_LIMIT  # at once, hence attempts at once
     tasks_per_s: int = NO_LIMIT  # taken from its queue
     roles: tuple[str, ...] = ("submitter", "reader")  # of whoever may use its subjects
+    signed_requests: bool = False  # nothing is taken that no listed submitter signed
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,13 @@
 """A release in CONTROL: which digest a task's name stands for, bound to its key.
 
-The record is typed and bound, not yet signed: it can only choose among modules that a publisher
-trusted for this very task has signed, and the module's own manifest must agree with it.
+Whoever has the action `release` signs it. It can only choose among modules that a publisher trusted
+for this very task has signed, and the module's own manifest must agree with it.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Final
 
 from executor.core import control, subjects
@@ -17,7 +18,7 @@ _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}\Z")
 
 
 def encode(release: Release, environment: str) -> bytes:
-    """The value under `subjects.release_key`."""
+    """What is said under `subjects.release_key`."""
     key = subjects.release_key(release.tenant, release.task)
     return control.encode(
         "release", key, environment, digest=release.digest, version=release.version
@@ -25,8 +26,13 @@ def encode(release: Release, environment: str) -> bytes:
 
 
 def decode(data: bytes, tenant: str, task: str, *, environment: str) -> Release:
-    """The release in a value read from its key. Errors  `message.*`."""
-    fields = control.decode(data, "release", subjects.release_key(tenant, task), environment)
+    """The release in what is said under its key. Errors  `message.*`."""
+    key = subjects.release_key(tenant, task)
+    return from_fields(control.decode(data, "release", key, environment), tenant, task)
+
+
+def from_fields(fields: Mapping[str, control.Value], tenant: str, task: str) -> Release:
+    """The release that an entry says. Errors  `message.malformed`."""
     digest = str(fields["digest"])
     if not _DIGEST.match(digest):
         raise ExecutorError("message.malformed", "not a release")

@@ -1,25 +1,32 @@
-"""Sealing and opening: whatever only an executor may say is signed, and believed only if it is.
+"""Sealing and opening: whatever must not be said by just anybody is signed, and believed only then.
 
 The rule of opening, in this order: bounded decode; `typ` is what this place expects; `aud` equals
 the environment and the subject the message was *received* on; `id` equals that subject's token;
 the key is listed, was valid when the record was stored, is not revoked and may speak for this
-tenant; leaf and path give the root; the signature holds. Any failure means that there is no
-record.
+tenant, or do this; leaf and path give the root; the signature holds. Any failure means that there
+is no record.
+
+What steers (an entry of CONTROL, a command, a signed request) must have been signed when it was
+stored, give or take `FRESH_MS`: a copy that is stored again later is nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from executor.core import envelope, signature, subjects
+from executor.core import control, envelope, signature, subjects
+from executor.core.access import ANY, Access, Party, of_key
 from executor.core.envelope import Draft, Record, Sealed
 from executor.core.signature import BatchVerifier, PublicKey, SecretKey
 from executor.errors import ExecutorError
-from executor.model import StoredMessage
+from executor.model import StoredMessage, TaskRequest
 
 BATCH_MAX: Final = signature.BATCH_MAX
+# Between signing and storing, either way: the clocks of people's machines are off by minutes.
+FRESH_MS: Final = 300_000
+COMMAND_MS: Final = 60_000  # how long a command may be carried out
 
 
 class NotAuthenticError(Exception):
@@ -45,37 +52,169 @@ class ExecutorKey:
 
 
 @dataclass(frozen=True, slots=True)
+class Said:
+    """An entry of CONTROL that is believed; `fields` is None where it takes back what was said."""
+
+    fields: dict[str, control.Value] | None
+    by: str  # key id
+    iat: int  # ms
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command that is believed to come from `party`; what it may do was not asked yet."""
+
+    fields: dict[str, control.Value]
+    nonce: str
+    party: Party
+
+
+def by_id(parties: Iterable[Party]) -> dict[str, Party]:
+    """Parties by the ids of their keys, in hex."""
+    return {party.key.key_id.hex(): party for party in parties}
+
+
+@dataclass(frozen=True, slots=True)
 class Opener:
-    """Checks sealed envelopes for one environment against the keys that trust lists now."""
+    """Checks sealed envelopes for one environment against the keys that trust lists now.
+
+    `operators`, `submitters`, `executors` are by key id, in hex.
+    """
 
     environment: str
-    executors: Mapping[str, ExecutorKey]  # by key id, in hex
+    executors: Mapping[str, ExecutorKey]
     revoked: frozenset[str] = frozenset()
+    operators: Mapping[str, Party] = field(default_factory=dict)
+    submitters: Mapping[str, Party] = field(default_factory=dict)
+    access: Access = field(default_factory=Access)
     _verifier: BatchVerifier = field(default_factory=BatchVerifier)
 
     def open(self, sealed: Sealed, *, typ: str, subject: str, task_id: str, tenant: str,
              stored_at: int) -> None:  # fmt: skip
-        """Return if `sealed` may be believed. Raises `NotAuthenticError`."""
+        """Return if `sealed` may be believed of an executor. Raises `NotAuthenticError`."""
+        self._bound(sealed, typ, subject, task_id)
+        signer = self._executor(sealed.by, stored_at, tenant)
+        self._proved(sealed, signer.key)
+
+    def _bound(self, sealed: Sealed, typ: str, place: str, token: str) -> None:
         if sealed.typ != typ:
             raise NotAuthenticError(f"typ {sealed.typ!r} where {typ!r} is expected")
-        if sealed.aud != subjects.audience(self.environment, subject):
+        if sealed.aud != subjects.audience(self.environment, place):
             raise NotAuthenticError("made for another subject or environment")
-        if sealed.id != task_id:
+        if sealed.id != token:
             raise NotAuthenticError("of another task id")
-        signer = self.executors.get(sealed.by)
-        if signer is None or sealed.by in self.revoked:
+        if typ == "control" and sealed.version != control.VERSION:
+            raise NotAuthenticError(f"of version {sealed.version}")
+
+    def _executor(self, by: str, at: int, tenant: str) -> ExecutorKey:
+        """The executor's key, which may speak for `tenant` where that is not ""."""
+        signer = self.executors.get(by)
+        if signer is None or by in self.revoked:
             raise NotAuthenticError("by no executor that is trusted")
-        if signer.not_after and stored_at > signer.not_after:
+        if signer.not_after and at > signer.not_after:
             raise NotAuthenticError("by a key that had expired")
-        if stored_at < signer.not_before:
+        if at < signer.not_before:
             raise NotAuthenticError("by a key that was not valid yet")
-        if "*" not in signer.tenants and tenant not in signer.tenants:
+        if tenant and ANY not in signer.tenants and tenant not in signer.tenants:
             raise NotAuthenticError("by a key that may not speak for this tenant")
+        return signer
+
+    def _party(self, by: str, at: int, parties: Mapping[str, Party]) -> Party:
+        party = parties.get(by)
+        if party is None or by in self.revoked:
+            raise NotAuthenticError("by nobody who is listed")
+        if not party.valid_at(at):
+            raise NotAuthenticError("by a key that was not valid then")
+        return party
+
+    def _proved(self, sealed: Sealed, key: PublicKey) -> None:
         leaf = signature.leaf(
             sealed.typ, sealed.aud, sealed.id, sealed.by, sealed.iat, sealed.payload
         )
-        if not self._verifier.verify(signer.key, leaf, sealed.proof):
+        if not self._verifier.verify(key, leaf, sealed.proof):
             raise NotAuthenticError("the signature does not hold")
+
+    def said(self, key: str, data: bytes, *, stored_at: int) -> Said:
+        """What an entry of CONTROL says. Raises `NotAuthenticError`."""
+        try:
+            sealed = envelope.decode_sealed(data)
+            self._bound(sealed, "control", key, _last(key))
+            _fresh(sealed, stored_at)
+            signer = self.speaker(key, sealed.by, sealed.iat, removes=not sealed.payload)
+            self._proved(sealed, signer)
+            typ = key.partition(".")[0]
+            fields = (
+                control.decode(sealed.payload, typ, key, self.environment)
+                if sealed.payload
+                else None
+            )
+        except ExecutorError as error:
+            raise NotAuthenticError(error.message) from error
+        return Said(fields, sealed.by, sealed.iat)
+
+    def speaker(self, key: str, by: str, at: int, *, removes: bool = False) -> PublicKey:
+        """The key `by` if it may say an entry, or take it back. Raises `NotAuthenticError`.
+
+        What an executor put in quarantine only a person takes out of it.
+        """
+        typ, tenant, task = control.about(key)
+        only_people = typ == "quarantine" and removes
+        if by in self.executors and typ in control.EXECUTORS_OWN and not only_people:
+            # A breaker is one tenant's; what names none is said of the executor, or of a digest.
+            return self._executor(by, at, "" if tenant == ANY else tenant).key
+        party = self._party(by, at, {**self.operators, **self.submitters})
+        self.check(party, control.ACTIONS.get(typ, ""), tenant, task)
+        return party.key
+
+    def check(self, party: Party, action: str, tenant: str, task: str) -> None:
+        """Raise `NotAuthenticError` unless policy lets the party do this."""
+        decision = self.access.may(of_key(party.key), action, tenant, task)
+        if not decision.allowed:
+            raise NotAuthenticError(f"`{party.name}` may not: {decision.why}")
+
+    def command(self, subject: str, data: bytes, *, now: int) -> Command:
+        """The command in a message received on `subject`. Raises `NotAuthenticError`.
+
+        That it is new, and what it may do, is for the receiver to see.
+        """
+        try:
+            sealed = envelope.decode_sealed(data)
+            self._bound(sealed, "control", subject, sealed.id)
+            _fresh(sealed, now)
+            party = self._party(sealed.by, sealed.iat, self.operators)
+            self._proved(sealed, party.key)
+            fields = control.decode(sealed.payload, "command", subject, self.environment)
+        except ExecutorError as error:
+            raise NotAuthenticError(error.message) from error
+        if not now <= int(fields["exp"]) <= now + COMMAND_MS + FRESH_MS:
+            raise NotAuthenticError("a command that has expired, or lasts too long")
+        return Command(fields, sealed.id, party)
+
+    def answer(
+        self, subject: str, data: bytes, *, nonce: str, tenant: str, now: int
+    ) -> dict[str, control.Value] | None:
+        """An executor's answer to a command of ours, None for another's answer.
+
+        Raises `NotAuthenticError`.
+        """
+        try:
+            sealed = envelope.decode_sealed(data)
+            if sealed.id != nonce:
+                return None
+            self.open(sealed, typ="control", subject=subject, task_id=nonce, tenant=tenant,
+                      stored_at=now)  # fmt: skip
+            fields = control.decode(sealed.payload, "answer", subject, self.environment)
+        except ExecutorError as error:
+            raise NotAuthenticError(error.message) from error
+        return fields
+
+    def request(self, sealed: Sealed, *, tenant: str, task: str, stored_at: int) -> None:
+        """Return if a submitter may ask for what it signed. Raises `NotAuthenticError`."""
+        self._bound(sealed, "task", subjects.task(tenant, task), sealed.id)
+        _fresh(sealed, stored_at)
+        party = self._party(sealed.by, sealed.iat, self.submitters)
+        self.check(party, "submit", tenant, task)
+        self._proved(sealed, party.key)
 
     def record(self, subject: str, data: bytes, *, stored_at: int) -> Record:
         """The terminal record in a message read from `subject`. Raises `NotAuthenticError`."""
@@ -103,6 +242,41 @@ class Opener:
         except NotAuthenticError:
             return False
         return True
+
+
+def _last(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
+def _fresh(sealed: Sealed, at: int) -> None:
+    if abs(at - sealed.iat) > FRESH_MS:
+        raise NotAuthenticError("signed at another time than it was stored")
+
+
+def signed_draft(request: TaskRequest, environment: str) -> Draft:
+    """What a submitter seals to ask for `request` in its own name."""
+    aud = subjects.audience(environment, subjects.task(request.tenant, request.task))
+    return Draft(
+        "task", aud, request.id, envelope.encode_task(request, environment), envelope.SIGNED
+    )
+
+
+def statement(environment: str, key: str, payload: bytes) -> Draft:
+    """What is sealed to say an entry of CONTROL; with no payload it takes the entry back."""
+    return Draft("control", subjects.audience(environment, key), _last(key), payload)
+
+
+def say(key: SecretKey, environment: str, place: str, payload: bytes, *, at: int) -> bytes:
+    """The value under a key of CONTROL, signed at `at` (ms)."""
+    return seal(key, [statement(environment, place, payload)], at=at)[0]
+
+
+def tell(
+    key: SecretKey, environment: str, subject: str, payload: bytes, *, nonce: str, at: int
+) -> bytes:
+    """A command, or the answer to one, on a subject of `control.…`."""
+    draft = Draft("control", subjects.audience(environment, subject), nonce, payload)
+    return seal(key, [draft], at=at)[0]
 
 
 def seal(key: SecretKey, drafts: Sequence[Draft], *, at: int) -> list[bytes]:

@@ -171,6 +171,26 @@ def schedule_key(tenant: str, name: str, schedule_id: str) -> str:
     return _join("schedule", tenant, name, schedule_id)
 
 
+def commands_all() -> str:
+    """Where every executor listens."""
+    return "control.all"
+
+
+def commands(executor: str) -> str:
+    """Where one executor listens."""
+    return _join("control", executor)
+
+
+def commands_of(tenant: str) -> str:
+    """Where the executors of a tenant listen, each command for one of them."""
+    return _join("control", "tenant", tenant)
+
+
+def answers(executor: str) -> str:
+    """Where an executor answers commands."""
+    return _join("control", "status", executor)
+
+
 def audience(environment: str, subject: str) -> str:
     """What an envelope is bound to: the environment and the full subject it is read from."""
     return f"{environment}/{subject}"

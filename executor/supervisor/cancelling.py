@@ -35,7 +35,8 @@ class Cancelling:
 
     def cancel(self, tenant: str, task: str, task_id: str, until: int = _FOR_EVER) -> None:
         """From now on and until then (ms) this id must not run; `task` may be `ANY_TASK`."""
-        self.cancels.announce(tenant, task, task_id, until)
+        if not self.cancels.announce(tenant, task, task_id, until):
+            return
         self.on_cancelled()
         self.look_waiting(tenant, task, task_id)
 

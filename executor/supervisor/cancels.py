@@ -18,12 +18,18 @@ class Cancels:
 
     _until: dict[tuple[str, str, str], int] = field(default_factory=dict)
 
-    def announce(self, tenant: str, task: str, task_id: str, until: int) -> None:
-        """From now on and until then (ms) this id must not run; `task` may be `ANY_TASK`."""
-        self._until.pop((tenant, task, task_id), None)
+    def announce(self, tenant: str, task: str, task_id: str, until: int) -> bool:
+        """From now on and until then (ms) this id must not run; `task` may be `ANY_TASK`.
+
+        False: it was announced before.
+        """
+        if self._until.pop((tenant, task, task_id), 0) == until:
+            self._until[tenant, task, task_id] = until
+            return False
         self._until[tenant, task, task_id] = until
         if len(self._until) > CANCELS_MAX:
             del self._until[next(iter(self._until))]
+        return True
 
     def withdraw(self, tenant: str, task: str, task_id: str) -> None:
         """The announcement was removed."""

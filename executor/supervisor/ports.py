@@ -47,7 +47,10 @@ class Records(Protocol):
 
 
 class Board(Protocol):
-    """The CONTROL bucket, as an executor writes to it: what it says there every executor hears."""
+    """The CONTROL bucket, as an executor writes to it: what it says there every executor hears.
+
+    It signs what it is given; what it gives is to be opened.
+    """
 
     def put(self, key: str, value: bytes) -> None:
         """Say something, now or once there is a connection; the last word of a key counts."""
@@ -55,7 +58,7 @@ class Board(Protocol):
     def delete(self, key: str) -> None:
         """Take it back."""
 
-    def get(self, key: str) -> Awaitable[bytes | None]:
+    def get(self, key: str) -> Awaitable[StoredMessage | None]:
         """What stands there now, read anew."""
 
 
@@ -105,7 +108,7 @@ class Trust(Protocol):
         """Tenants, grants, ceilings."""
 
     def opener(self) -> Opener:
-        """Checks what executors signed."""
+        """Checks what executors, operators and submitters signed."""
 
     def is_revoked(self, *names: str) -> bool:
         """Whether a digest or key id is revoked."""

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from executor.core import control, envelope, schedule, seal, subjects
+from executor.core import envelope, schedule, seal, subjects
 from executor.core.envelope import Draft
 from executor.core.schedule import Schedule
 from executor.core.seal import NotAuthenticError
@@ -72,16 +72,17 @@ class Schedules:
         """The same by CONTROL's own word, which may be newer. Errors  `transport.*`."""
         name, firing = _name(job), job.firing
         key = subjects.schedule_key(*name)
-        value = await self.board.get(key)
-        if value is not None and firing is not None and firing.at > 0:
+        there = await self.board.get(key)
+        if there is not None and firing is not None and firing.at > 0:
             try:
-                control.decode(value, "schedule", key, self.environment)
-            except ExecutorError as error:
+                said = self.trust.opener().said(key, there.body, stored_at=there.stored_at_ms)
+            except NotAuthenticError as error:
                 self.telemetry.security_event(
-                    "schedule-not-valid", key=key, reason=error.message
+                    "schedule-not-authentic", key=key, reason=error.reason
                 )  # fmt: skip
             else:
-                return True
+                if said.fields is not None:
+                    return True
         self.telemetry.log.event("schedule-gone", task="/".join(name[:2]), schedule=name[2])
         self._compare(name)
         return False

@@ -80,8 +80,8 @@ class Settler:
                 # It will not run: it comes when it expires, and not before its time should our
                 # clock be behind the server's.
                 request, at = replace(request, not_before=at), request.expires_at
-            draft = self._draft("retry", aud, task_id,
-                                envelope.encode_retry(request, job.origin))  # fmt: skip
+            draft = self._draft("retry", aud, task_id, envelope.encode_retry(request, job.origin),
+                                envelope.retry_version(request))  # fmt: skip
             outgoing = functools.partial(
                 Outgoing, subjects.later(tenant, task, task_id, number),
                 # With the time: the sequences of a tenant that is made again begin anew.

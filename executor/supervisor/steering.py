@@ -1,59 +1,109 @@
-"""What CONTROL says to an executor, entry by entry: what holds tasks up, ends or repeats them.
+"""What CONTROL says to an executor, entry by entry: what runs, and what holds it up or ends it.
 
-An entry that is not valid changes nothing and is a security event. Releases are the registry's.
+An entry counts if whoever may say it signed it, and said nothing newer of the same key. Anything
+else changes nothing and is a security event: a removal that nobody signed, too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
-from executor.core import control, schedule, subjects
+from executor.core import control, release, schedule
+from executor.core.seal import FRESH_MS, NotAuthenticError, Said
 from executor.errors import ExecutorError
-from executor.model import Digest
+from executor.model import Digest, Release
 from executor.supervisor.cancelling import Cancelling
 from executor.supervisor.guards import Guards
+from executor.supervisor.ports import Trust
 from executor.supervisor.schedules import Schedules
 from executor.telemetry import Telemetry
 
 _Fields = dict[str, control.Value]
 # How many tokens follow the type in a key.
-_TOKENS: Final = {"cancel": 3, "pause": 2, "quarantine": 1, "breaker": 3, "schedule": 3}
+_TOKENS: Final = {
+    "release": 2, "cancel": 3, "pause": 2, "quarantine": 1, "breaker": 3, "schedule": 3,
+}  # fmt: skip
+# What is for a while is not judged again when trust changes, nor remembered for longer than it
+# could be repeated.
+_PASSING: Final = frozenset({"cancel", "breaker"})
+_HEARD_MAX: Final = 10_000
 
 
 @dataclass
 class Steering:
-    """See the module."""
+    """See the module. `on_release` takes what a task's name stands for now."""
 
     environment: str
+    trust: Trust
     guards: Guards
     cancelling: Cancelling
     schedules: Schedules
     telemetry: Telemetry
     now_ms: Callable[[], int]
     on_held_up: Callable[[], None] = lambda: None
+    on_release: Callable[[tuple[str, str], Release | None], None] = lambda _name, _live: None
+    _heard: dict[str, Said] = field(default_factory=dict)  # without their fields
+    _room: int = _HEARD_MAX  # beyond, what may be forgotten is
 
-    def entry(self, key: str, value: bytes | None) -> bool:
-        """Take one entry, None when it was removed; False: it is of a type not known here."""
+    def entry(self, key: str, value: bytes | None, stored_at: int) -> None:
+        """Take one entry, None when it is gone and nobody signed that."""
         typ, *rest = key.split(".")
+        if len(rest) != _TOKENS.get(typ):
+            return  # nobody's key
+        known = self._heard.get(key)
+        if value is None and (known is None or known.fields is None):
+            return  # it says nothing as it is
+        try:
+            said = self._open(key, value, stored_at, known)
+            self._take(typ, rest, said.fields)
+        except (NotAuthenticError, ExecutorError) as error:
+            reason = error.reason if isinstance(error, NotAuthenticError) else error.message
+            self.telemetry.security_event(f"{typ}-not-authentic", key=key, reason=reason)
+            return
+        # Of what it says only that it says something is kept.
+        self._heard[key] = Said(None if said.fields is None else {}, said.by, said.iat)
+        if len(self._heard) > self._room:
+            self._forget()
+
+    def _open(self, key: str, value: bytes | None, stored_at: int, known: Said | None) -> Said:
+        if value is None:
+            raise NotAuthenticError("removed by nobody")
+        said = self.trust.opener().said(key, value, stored_at=stored_at)
+        if known is not None and said.iat < known.iat:
+            raise NotAuthenticError("older than what was said already")
+        return said
+
+    def _take(self, typ: str, rest: list[str], fields: _Fields | None) -> None:
         take = {
             "cancel": self._cancel, "pause": self._pause, "quarantine": self._quarantine,
-            "breaker": self._breaker, "schedule": self._schedule,
-        }.get(typ)  # fmt: skip
-        if take is None:
-            return False
-        if len(rest) != _TOKENS[typ]:
-            return True  # nobody's key
-        fields: _Fields | None = None
-        if value is not None:
-            try:
-                fields = control.decode(value, typ, key, self.environment)
-            except ExecutorError as error:
-                self.telemetry.security_event(f"{typ}-not-valid", key=key, reason=error.message)
-                return True
+            "breaker": self._breaker, "schedule": self._schedule, "release": self._release,
+        }[typ]  # fmt: skip
         take(rest, fields)
-        return True
+
+    def _forget(self) -> None:
+        """Drop what an older copy could not take the place of any more, for it would be stale."""
+        then = self.now_ms() - 3 * FRESH_MS
+        self._heard = {
+            key: said for key, said in self._heard.items()
+            if said.iat > then or (said.fields is not None and key.split(".")[0] not in _PASSING)
+        }  # fmt: skip
+        self._room = max(_HEARD_MAX, 2 * len(self._heard))
+
+    def judge_again(self) -> None:
+        """Trust changed: what was said by whom must not say it any more is taken back here."""
+        opener = self.trust.opener()
+        for key, said in list(self._heard.items()):
+            typ, *rest = key.split(".")
+            if typ in _PASSING or said.fields is None:
+                continue
+            try:
+                opener.speaker(key, said.by, said.iat)
+            except NotAuthenticError as error:
+                del self._heard[key]
+                self.telemetry.log.event("no-longer-said", key=key, reason=error.reason)
+                self._take(typ, rest, None)
 
     def _cancel(self, rest: list[str], fields: _Fields | None) -> None:
         tenant, task, task_id = rest
@@ -67,7 +117,7 @@ class Steering:
         if fields is None:
             known = self.guards.paused.pop(name, None) is not None
         else:
-            known = True
+            known = name not in self.guards.paused
             self.guards.paused[name] = str(fields["why"])
             self.on_held_up()
         if known:
@@ -94,9 +144,8 @@ class Steering:
 
     def _schedule(self, rest: list[str], fields: _Fields | None) -> None:
         name = (rest[0], rest[1], rest[2])
-        try:
-            self.schedules.heard(name, schedule.from_fields(fields) if fields else None)
-        except ExecutorError as error:
-            self.telemetry.security_event(
-                "schedule-not-valid", key=subjects.schedule_key(*name), reason=error.message
-            )  # fmt: skip
+        self.schedules.heard(name, schedule.from_fields(fields) if fields else None)
+
+    def _release(self, rest: list[str], fields: _Fields | None) -> None:
+        name = (rest[0], rest[1])
+        self.on_release(name, release.from_fields(fields, *name) if fields else None)

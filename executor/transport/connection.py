@@ -275,13 +275,16 @@ class Connection:
             if not self._link.closing:
                 self._wake()  # a new client may have taken over meanwhile
 
-    async def subscribe(self, subject: str, callback: Callable[[Message], None]) -> Subscription:
+    async def subscribe(
+        self, subject: str, callback: Callable[[Message], None], *, queue: str = ""
+    ) -> Subscription:
         """Subscribe; waits a round trip, so that a refusal raises `transport.permission-denied`.
 
-        `callback` runs in the loop for each message, in order, and must not raise.
+        `callback` runs in the loop for each message, in order, and must not raise. Of all that
+        subscribe as one `queue`, each message reaches one.
         """
         self._refused.discard(subject.lower())
-        subscription = Subscription(subject, callback)
+        subscription = Subscription(subject, callback, queue)
         try:
             await self._link.attach(subscription)
         except nats.errors.Error as error:

@@ -22,7 +22,7 @@ from executor.transport.backoff import Backoff
 from executor.transport.connection import Connection, Message, Subscription
 from executor.transport.streams import CONTROL_STORED
 
-OnEntry = Callable[[str, bytes | None, int], None]
+OnEntry = Callable[[str, bytes | None, int], None]  # key, value or None, when it was stored (ms)
 
 STREAM: Final = f"KV_{subjects.CONTROL_BUCKET}"
 PREFIX: Final = f"$KV.{subjects.CONTROL_BUCKET}."
@@ -30,9 +30,8 @@ _KEY: Final = re.compile(r"[A-Za-z0-9_=/-]+(\.[A-Za-z0-9_=/-]+)*\Z")
 _KEY_MAX: Final = 256
 OPERATION: Final = "KV-Operation"
 _DELETED: Final = frozenset({"DEL", "PURGE"})
-# Type → where its keys name the tenant, behind the type.
-_TENANT_AT: Final = {"release": 0, "cancel": 0, "pause": 0, "schedule": 0, "breaker": 1,
-              "usage": 1}  # fmt: skip
+# How long a signed removal stands, so that whoever was away hears of it.
+REMOVED_S: Final = 7 * 24 * 3600
 _RESYNC_S: Final = 30.0
 
 
@@ -47,13 +46,6 @@ def check_key(key: str) -> str:
     return key
 
 
-def _tenant_of(key: str) -> str:
-    """Whose an entry is; "" where it is nobody's (quarantine, how executors are)."""
-    typ, *rest = key.split(".")
-    place = _TENANT_AT.get(typ, len(rest))
-    return rest[place] if place < len(rest) else ""
-
-
 def value_of(stored: StoredMessage) -> bytes | None:
     """Return the value of a bucket's message, None for a deletion."""
     return None if stored.headers.get(OPERATION) in _DELETED else stored.body
@@ -65,18 +57,24 @@ class Control:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def put(self, key: str, value: bytes, *, revision: int | None = None) -> int:
+    async def put(
+        self, key: str, value: bytes, *, revision: int | None = None, ttl_s: int = 0
+    ) -> int:
         """Write and return the new revision.
 
         `revision`  the one the key must have, 0 for none yet; another raises `Conflict`.
+        `ttl_s`     after so many seconds the server drops it and tells nobody; 0: never.
         """
-        headers = {}
+        headers = {"Nats-TTL": f"{ttl_s}s"} if ttl_s else {}
         if revision is not None:
             headers["Nats-Expected-Last-Subject-Sequence"] = str(revision)
         return await self._store(key, value, headers)
 
     async def delete(self, key: str) -> int:
-        """Delete; watchers see None. A key that does not exist is deleted all the same."""
+        """Delete, for what is junk: nobody signed it, so nobody who believed the entry forgets it.
+
+        Watchers see None. A key that does not exist is deleted all the same.
+        """
         return await self._store(key, b"", {OPERATION: "DEL"})
 
     async def _store(self, key: str, value: bytes, headers: dict[str, str]) -> int:
@@ -87,28 +85,19 @@ class Control:
                 raise Conflict(key) from None
             raise error.mapped(STREAM) from None
 
-    async def get(self, key: str) -> tuple[bytes, int] | None:
-        """Return value and revision, or None."""
+    async def get(self, key: str) -> StoredMessage | None:
+        """Return what stands there, its revision as sequence, or None."""
         stored = await direct.last(self._connection, STREAM, PREFIX + check_key(key))
-        value = value_of(stored) if stored else None
-        return (value, stored.sequence) if stored and value is not None else None
+        return stored if stored and value_of(stored) is not None else None
 
-    async def entries(self, prefix: str = "") -> dict[str, tuple[bytes, int]]:
-        """Return all keys below `prefix` (whole tokens, such as `release.acme`) with revisions."""
+    async def entries(self, prefix: str = "") -> dict[str, StoredMessage]:
+        """Return what stands below `prefix` (whole tokens, such as `release.acme`) by key."""
         below = f"{PREFIX}{check_key(prefix)}.>" if prefix else f"{PREFIX}>"
         found = {}
         async for stored in direct.scan(self._connection, STREAM, below):
-            value = value_of(stored)
-            if value is not None:
-                found[stored.subject.removeprefix(PREFIX)] = (value, stored.sequence)
+            if value_of(stored) is not None:
+                found[stored.subject.removeprefix(PREFIX)] = stored
         return found
-
-    async def forget_tenant(self, tenant: str) -> int:
-        """Delete all that is said of a tenant; watchers hear of each key. Returns how many."""
-        keys = [key for key in await self.entries() if _tenant_of(key) == tenant]
-        for key in keys:
-            await self.delete(key)
-        return len(keys)
 
     async def keys(self, prefix: str = "") -> list[str]:
         """Return the keys below `prefix`."""
@@ -116,7 +105,7 @@ class Control:
 
 
 class Watch:
-    """Calls `on_entry(key, value or None, revision)` for the state, then for every change.
+    """Calls `on_entry(key, value or None, stored at)` for the state, then for every change.
 
     Revisions of one key only grow; a change may be told twice, an older one never after a newer.
     """
@@ -129,6 +118,8 @@ class Watch:
         self._resync_s = resync_s
         self._revisions: dict[str, int] = {}
         self._scanned = 0  # everything up to this revision was read
+        self._floor = 0  # nothing up to this one is news
+        self._whole = False  # to be told once more
         self._again = asyncio.Event()
         self._subscription: Subscription | None = None
         self._unlisten: Callable[[], None] | None = None
@@ -152,6 +143,11 @@ class Watch:
             raise
         self.ready.set()
         self._task = asyncio.get_running_loop().create_task(self._keep())
+
+    def look_again(self) -> None:
+        """Tell the whole state once more."""
+        self._whole = True
+        self._again.set()
 
     async def stop(self) -> None:
         """End; idempotent."""
@@ -179,17 +175,24 @@ class Watch:
         known = self._revisions.get(key)
         if known is None and value is None and not self.ready.is_set():
             return  # deleted before we came
-        if known is None or stored.sequence > known:
+        if stored.sequence > (self._floor if known is None else known):
             self._revisions[key] = stored.sequence
-            self._on_entry(key, value, stored.sequence)
+            self._on_entry(key, value, stored.stored_at_ms)
 
     async def _scan(self) -> None:
+        if self._whole:
+            self._whole = False
+            self._revisions.clear()
+            self._scanned = self._floor = 0
         start = self._scanned + 1
         async for stored in direct.scan(
             self._connection, STREAM, f"{PREFIX}>", start_sequence=start
         ):
             self._scanned = stored.sequence
             self._take(stored)
+        # What the scan has passed needs no memory of its own: keys come and go for ever.
+        self._floor = self._scanned
+        self._revisions = {k: r for k, r in self._revisions.items() if r > self._floor}
 
     async def _keep(self) -> None:
         backoff = Backoff()

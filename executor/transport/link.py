@@ -147,10 +147,11 @@ class _Client(Client):
 class Subscription:
     """A subscription that outlives the client object it was made on."""
 
-    __slots__ = ("callback", "inner", "subject")
+    __slots__ = ("callback", "inner", "queue", "subject")
 
-    def __init__(self, subject: str, callback: Callable[[Message], None]) -> None:
+    def __init__(self, subject: str, callback: Callable[[Message], None], queue: str = "") -> None:
         self.subject = subject
+        self.queue = queue
         self.callback = callback
         self.inner: Inner | None = None
 
@@ -361,6 +362,7 @@ class Link:
         self.subscriptions.add(subscription)
         subscription.inner = await self.client.subscribe(
             subscription.subject,
+            subscription.queue,
             cb=subscription.never,
             pending_msgs_limit=0,
             pending_bytes_limit=0,

@@ -157,6 +157,8 @@ def _heard(name: str, max_bytes: int, stored: str, options: Options) -> Config:
     return {
         **_bucket(name, max_bytes, options),
         "republish": {"src": f"$KV.{name}.>", "dest": f"{stored}>"},
+        # Cancellations, signs of life and removals go by themselves; executors may delete nothing.
+        "allow_msg_ttl": True,
     }
 
 

@@ -22,11 +22,7 @@ class FileTrust:
     def replace(self, config: Config) -> None:
         """Believe another configuration from now on."""
         self._config = config
-        self._opener = Opener(
-            config.text("host.environment"),
-            {entry.key.key_id.hex(): entry for entry in config.executors},
-            config.revoked,
-        )
+        self._opener = config.opener()
 
     def publishers(self, tenant: str, task: str) -> Sequence[Publisher]:
         """The keys that may sign modules of this task; revoked ones too, to name them."""
@@ -37,7 +33,7 @@ class FileTrust:
         return self._config.policy
 
     def opener(self) -> Opener:
-        """Checks what executors signed."""
+        """Checks what executors, operators and submitters signed."""
         return self._opener
 
     def is_revoked(self, *names: str) -> bool:

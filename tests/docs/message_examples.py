@@ -81,13 +81,23 @@ def pages() -> Iterator[tuple[str, object]]:
     )  # fmt: skip
     payload = envelope.encode_record(letter)
     yield from _sealed("dead", "dead.acme.hello.3f9c01", payload, envelope.record_version(letter))
-    live = Release("acme", "hello", DIGEST, "1.0.0")
+    draft = seal.signed_draft(REQUEST, "dev")
+    yield "`task` that a submitter signed", _shown(seal.seal(KEY, [draft], at=NOW)[0])
+    live = release.encode(Release("acme", "hello", DIGEST, "1.0.0"), "dev")
     key = subjects.schedule_key("acme", "hello", "nightly")
     yield (
-        f"`schedule` under `{key}` in CONTROL",
-        _shown(control.encode("schedule", key, "dev", **said.fields())),
+        "`release` under `release.acme.hello` in CONTROL",
+        _shown(seal.say(KEY, "dev", "release.acme.hello", live, at=NOW)),
     )
-    yield "`release` under `release.acme.hello` in CONTROL", _shown(release.encode(live, "dev"))
+    yield "the payload of that `release`", _shown(live)
+    payload = control.encode("schedule", key, "dev", **said.fields())
+    yield f"the payload of a `schedule` under `{key}`", _shown(payload)
+    subject = subjects.commands_of("acme")
+    payload = control.encode(
+        "command", subject, "dev", verb="retry", tenant="acme", task="_", id="3f9c01", sequence=0,
+        exp=NOW + seal.COMMAND_MS,
+    )  # fmt: skip
+    yield f"the payload of a command on `{subject}`", _shown(payload)
 
 
 def examples() -> str:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from executor.core import control, envelope, seal, signature, subjects
+from executor.core import envelope, seal, signature, subjects
 from executor.core.envelope import Draft, Origin, Record
 from executor.core.schedule import Schedule
 from executor.model import Receipt, TaskId, TaskRequest
@@ -26,7 +26,7 @@ from executor.transport.connection import Connection
 from executor.transport.control import Control
 from tests.e2e.command import WAIT_S, Done, Shell
 from tests.servers import NatsServer, connect, eventually, run
-from tests.support import guests
+from tests.support import guests, speech
 from tests.support.served import TENANT, Site
 
 A, B = "sha256:" + "aa" * 32, "sha256:" + "bb" * 32
@@ -34,7 +34,7 @@ A, B = "sha256:" + "aa" * 32, "sha256:" + "bb" * 32
 
 @dataclass
 class Desk:
-    """A site without a host, letters that somebody left there, and the command."""
+    """A site, letters that somebody left there, and the command."""
 
     site: Site
     connection: Connection
@@ -66,6 +66,15 @@ class Desk:
         assert done.code == 0, done.err
         return [letter["id"] for letter in done.objects()]
 
+    async def come(self, count: int) -> None:
+        """Wait until so many tasks ever came into the queue: the server puts them there."""
+
+        async def there() -> bool:
+            return await self.queued() >= count
+
+        await eventually(there)
+        assert await self.queued() == count
+
     async def queued(self) -> int:
         """How many tasks ever came into the queue."""
         return (await self.site.state(subjects.tasks_stream(TENANT)))["last_seq"]
@@ -79,9 +88,11 @@ def site(tmp_path: Path, server: NatsServer) -> Iterator[Site]:
 
 
 @asynccontextmanager
-async def desk(site: Site) -> AsyncIterator[Desk]:
-    """The site's streams, and who looks at them."""
-    await site.prepare()
+async def desk(site: Site, *, served: bool = False) -> AsyncIterator[Desk]:
+    """The site's streams, who looks at them, and where asked for an executor, which does it."""
+    await site.prepare(**({"work": guests.ECHO, "other": guests.ECHO} if served else {}))
+    if served:
+        await site.serve()
     connection = await connect(site.server)
     try:
         yield Desk(site, connection)
@@ -144,7 +155,7 @@ def test_retrying_a_batch_twice_and_at_once_is_once(site: Site) -> None:
     """However often and by however many at once letters are asked again: one task for each."""
 
     async def test() -> None:
-        async with desk(site) as at:
+        async with desk(site, served=True) as at:
             for number in range(30):
                 await at.letter(f"id{number}")
             both = await asyncio.gather(
@@ -157,7 +168,7 @@ def test_retrying_a_batch_twice_and_at_once_is_once(site: Site) -> None:
                 ids.append({each["of"]: each["id"] for each in done.objects()})
             assert len(ids[0]) == 30
             assert ids[0] == ids[1] == ids[2]
-            assert await at.queued() == 30
+            await at.come(30)
             assert all(each["duplicate"] for each in again.objects())
 
     run(test())
@@ -167,7 +178,7 @@ def test_a_long_batch_shows_its_progress(site: Site) -> None:
     """Off a terminal a long batch has a line at its start and one at its end, on stderr alone."""
 
     async def test() -> None:
-        async with desk(site) as at:
+        async with desk(site, served=True) as at:
             for number in range(30):
                 await at.letter(f"id{number}")
             done = await at.call("discard", "--all", "--yes")
@@ -207,7 +218,7 @@ def test_a_batch_asks_on_a_terminal(site: Site) -> None:
     """On a terminal the plan is a question: no touches nothing, yes does it with a progress bar."""
 
     async def test() -> None:
-        async with desk(site) as at:
+        async with desk(site, served=True) as at:
             for number in range(30):
                 await at.letter(f"id{number}")
             call = functools.partial(on_terminal, site, "discard", "--all")
@@ -227,7 +238,7 @@ def test_everything_is_checked_before_anything_is_touched(site: Site) -> None:
     """One id that cannot be asked again keeps all the others from being asked."""
 
     async def test() -> None:
-        async with desk(site) as at:
+        async with desk(site, served=True) as at:
             await at.letter("good")
             cut = Origin(f"task.{TENANT}.work", b"x", (), 600_000, "ab" * 32)
             await at.letter("cut", code="message.too-large", origin=cut)
@@ -242,7 +253,7 @@ def test_everything_is_checked_before_anything_is_touched(site: Site) -> None:
             done = await at.call("retry", "--all", "--yes")
             assert done.code == 0
             assert "1 letter left out: cut (message.too-large)" in done.err
-            assert await at.queued() == 1
+            await at.come(1)
 
     run(test())
 
@@ -251,7 +262,7 @@ def test_a_discarded_letter_is_closed(site: Site) -> None:
     """It is superseded, not deleted; it cannot be asked for again, nor discarded twice."""
 
     async def test() -> None:
-        async with desk(site) as at:
+        async with desk(site, served=True) as at:
             await at.letter("a")
             assert (await at.call("discard", "a", "--yes")).code == 0
             assert await at.listed() == []
@@ -273,35 +284,44 @@ def test_a_discarded_letter_is_closed(site: Site) -> None:
     run(test())
 
 
+@pytest.mark.covers("policy.action-denied")
 def test_single_failures_do_not_stop_the_rest(site: Site) -> None:
-    """A queue that takes some and then is full: what went is told, what failed is counted."""
+    """Letters of a task that is not the operator's: what went is told, what failed is counted."""
 
     async def test() -> None:
-        text = site.path.read_text()
-        site.path.write_text(
-            text.replace("[[tenant]]", "[[tenant]]\nqueue_max_messages = 10", 1)
-        )  # fmt: skip
-        async with desk(site) as at:
+        site.path.write_text(site.path.read_text() + _NOT_OTHER)
+        async with desk(site, served=True) as at:
             for number in range(20):
-                await at.letter(f"id{number:02}")
+                await at.letter(f"id{number:02}", task="work" if number % 2 else "other")
             done = await at.call("retry", "--all", "--yes", "--json")
-            assert done.code == 14
+            assert done.code == 11
             objects = done.objects()
             sent = [each for each in objects if each["schema"] == "executor.submitted/1"]
             failed = [each for each in objects if each["schema"] == "executor.failed/1"]
-            assert len(sent) == 10 == await at.queued()
-            assert {each["code"] for each in failed} == {"transport.stream-full"}
+            assert len(sent) == 10
+            await at.come(10)
+            assert {each["code"] for each in failed} == {"policy.action-denied"}
             assert {each["of"] for each in sent} | {each["id"] for each in failed} == {
                 f"id{number:02}" for number in range(20)
             }
             assert objects[-1]["schema"] == "executor.error/1"
             assert objects[-1]["facts"] == {"done": 10, "failed": 10, "not_tried": 0}
             people = await at.call("retry", "--all", "--code", "guest", "--yes")
-            assert people.code == 14
+            assert people.code == 11
             assert "10 of 20 dead letters failed" in people.err
             assert people.text.count("the queue had it already") == 10
 
     run(test())
+
+
+_NOT_OTHER = """
+[[binding]]
+role = "operator"
+who = ["boss"]
+tasks = ["other"]
+deny = true
+why = "somebody else's"
+"""
 
 
 def test_a_firing_that_died_is_asked_for_again(site: Site) -> None:
@@ -313,12 +333,12 @@ def test_a_firing_that_died_is_asked_for_again(site: Site) -> None:
         bucket = Control(await connect(site.server))
         key = subjects.schedule_key(TENANT, "work", "tick")
         said = Schedule("@every 1s", input=b"tick", content_type="text/plain", at=1)
-        await bucket.put(key, control.encode("schedule", key, "test", **said.fields()))
+        await speech.put(bucket, "schedule", key, said.fields())
         letter = next(iter((await site.all_ended(1)).values()))
         assert letter.code == "guest.trap"
         assert letter.record.origin is not None
         assert envelope.decode_sealed(letter.record.origin.data).typ == "schedule"
-        await bucket.delete(key)
+        await speech.put(bucket, "schedule", key)
         # Mended, and running again before it is asked for.
         mended = signature.sign_module(
             guests.described(guests.assemble(guests.ECHO), "work", version="1.0.1"), guests.AUTHOR
@@ -373,6 +393,23 @@ def test_export_to_a_file(site: Site) -> None:
             assert not other.exists()
             only = await at.call("export", "--code", "limit")
             assert [each["id"] for each in only.objects()] == ["b"]
+
+    run(test())
+
+
+@pytest.mark.covers("transport.unanswered")
+def test_nobody_to_do_it(site: Site) -> None:
+    """Without an executor nothing is asked again or closed, which is said at once."""
+
+    async def test() -> None:
+        async with desk(site) as at:
+            await at.letter("a")
+            for verb in (["retry", "a"], ["discard", "a", "--yes"]):
+                done = await at.call(*verb)
+                assert done.code == 14
+                assert "no executor answered" in done.err
+            assert await at.listed() == ["a"]
+            assert await at.queued() == 0
 
     run(test())
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from executor.core import control, subjects
+from executor.core import subjects
+from executor.core.seal import Opener
 from executor.model import Answer, Delivery, Outgoing, Stored
 from executor.transport import streams
 from executor.transport.api import header_size
@@ -18,9 +19,10 @@ from executor.transport.connection import Connection
 from executor.transport.control import Control
 from executor.transport.outbox import Outbox
 from executor.transport.pull import Pull
+from executor.transport.speaking import Speaker
 from executor.transport.streams import TenantQueue
 from tests.servers import Events, NatsServer, connect, eventually, run
-from tests.support import guests
+from tests.support import guests, speech
 from tests.support.served import OTHER, TENANT, Site
 
 ACME = TenantQueue("acme", queue_max_messages=1)
@@ -159,7 +161,8 @@ def test_a_removed_tenant_leaves_nothing_behind(server: NatsServer) -> None:
             return bool(await messages(beta.connection, "LATER", "due.acme.>"))
 
         await eventually(one_due)
-        assert await bucket.forget_tenant("acme") == len(keys)
+        mouth = Speaker(bucket, Opener("test", {}), guests.OPERATOR)
+        assert await mouth.forget_tenant("acme") == len(keys)
         assert await streams.remove_tenant(beta.connection, "acme") == [
             "TASKS_acme", "OUTCOMES_acme", "KV_T_acme", "LATER/acme",
         ]  # fmt: skip
@@ -170,7 +173,7 @@ def test_a_removed_tenant_leaves_nothing_behind(server: NatsServer) -> None:
         await beta.is_served()
         assert await messages(beta.connection, "LATER", "*.acme.>") == {}
         assert await streams.remove_tenant(beta.connection, "acme") == []
-        assert await bucket.forget_tenant("acme") == 0
+        assert await mouth.forget_tenant("acme") == 0
 
     run(body())
 
@@ -208,15 +211,17 @@ def test_a_tenant_is_removed_while_executors_run(site: Site) -> None:
         life = await site.serve()
         connection = await connect(site.server)
         bucket, key = Control(connection), subjects.schedule_key(TENANT, "echo", "tick")
-        await bucket.put(key, control.encode(
-            "schedule", key, "test", at=1, when="@every 1s", zone="", input=b"", ct="",
-            expires_ms=0,
-        ))  # fmt: skip
+        await speech.put(
+            bucket, "schedule", key, {"at": 1, "when": "@every 1s", "zone": "", "input": b"",
+                                      "ct": "", "expires_ms": 0},
+        )  # fmt: skip
         async with await site.client() as client:
             await client.submit("retry", not_before=now_ms() + 3_600_000)
         await site.all_ended(1)
         site.write(tenants=(OTHER,))
-        await bucket.forget_tenant(TENANT)
+        mouth = Speaker(bucket, site.config().opener(), guests.OPERATOR)
+        assert await mouth.forget_tenant(TENANT) == 3
+        assert await mouth.forget_tenant(TENANT) == 0
         assert f"LATER/{TENANT}" in await streams.remove_tenant(connection, TENANT)
         life.signal(signal.SIGHUP)
         await life.line("reloaded", tenants=OTHER)

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 from executor.core import subjects
-from executor.core.control import encode
 from executor.transport.control import Control
 from tests.servers import NatsServer, eventually, run
-from tests.support import guests
+from tests.support import guests, speech
 from tests.support.served import TENANT, Serve, Site
 
 
@@ -58,14 +57,19 @@ def test_a_restarted_executor_remembers(site: Site) -> None:
     async def test() -> None:
         await site.prepare(echo=guests.ECHO)
         async with await site.client() as client:
-            control = Control(client.connection)
-            old = subjects.cancel_key(TENANT, "echo", "old")
-            value = encode("cancel", old, "test", until=1)
-            await control.put(old, value)
+            control, old = Control(client.connection), subjects.cancel_key(TENANT, "echo", "old")
+            await control.put(old, speech.value("cancel", old, {"until": 1}), ttl_s=1)
             sent = await client.submit("echo", b"x")
             await client.cancel(sent.id, task="echo")
-            keys = await control.keys(f"cancel.{TENANT}")
-            assert keys == [subjects.cancel_key(TENANT, "echo", sent.id)]
+            (left,) = [subjects.cancel_key(TENANT, "echo", sent.id)]
+
+            async def gone() -> bool:
+                return await control.keys(f"cancel.{TENANT}") == [left]
+
+            await eventually(gone)
+            stored = await control.get(left)
+            assert stored is not None
+            assert stored.headers["Nats-TTL"] == "604800s"
             await site.serve()
             assert (await client.wait(sent.id, timeout_s=30)).code == "task.cancelled"
             assert (await client.run("echo", b"x", id="old", timeout_s=30)).output == b"x"

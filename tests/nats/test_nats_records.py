@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import signal
+import time
 
 import pytest
 
@@ -151,12 +152,13 @@ class _State:
 
     def __init__(self) -> None:
         self.values: dict[str, bytes | None] = {}
-        self.calls: list[tuple[str, bytes | None, int]] = []
+        self.calls: list[tuple[str, bytes | None]] = []
         self.changed = asyncio.Event()
 
-    def __call__(self, key: str, value: bytes | None, revision: int) -> None:
+    def __call__(self, key: str, value: bytes | None, stored_at: int) -> None:
+        assert stored_at > 1_700_000_000_000
         self.values[key] = value
-        self.calls.append((key, value, revision))
+        self.calls.append((key, value))
         self.changed.set()
 
 
@@ -175,16 +177,14 @@ def test_a_watch_tells_the_state_then_every_change(server: NatsServer) -> None:
         assert len(state.values) == 599
         assert "release.acme.t7" not in state.values
         state.calls.clear()
-        revisions = [
-            await bucket.put("pause.acme.t1", b"yes"),
-            await bucket.put("pause.acme.t1", b"no"),
-            await bucket.delete("pause.acme.t1"),
-        ]
+        await bucket.put("pause.acme.t1", b"yes")
+        await bucket.put("pause.acme.t1", b"no")
+        await bucket.delete("pause.acme.t1")
         await until(lambda: len(state.calls) == 3, state.changed)
         assert state.calls == [
-            ("pause.acme.t1", b"yes", revisions[0]),
-            ("pause.acme.t1", b"no", revisions[1]),
-            ("pause.acme.t1", None, revisions[2]),
+            ("pause.acme.t1", b"yes"),
+            ("pause.acme.t1", b"no"),
+            ("pause.acme.t1", None),
         ]
         await watch.stop()
         await watch.stop()
@@ -240,7 +240,10 @@ def test_control_reads_and_writes(server: NatsServer) -> None:
         bucket = Control(connection)
         assert await bucket.get("release.acme.work") is None
         revision = await bucket.put("release.acme.work", b"one", revision=0)
-        assert await bucket.get("release.acme.work") == (b"one", revision)
+        stored = await bucket.get("release.acme.work")
+        assert stored is not None
+        assert (stored.body, stored.sequence) == (b"one", revision)
+        assert abs(stored.stored_at_ms - time.time() * 1000) < 60_000
         with pytest.raises(Conflict):
             await bucket.put("release.acme.work", b"two", revision=0)
         await bucket.put("release.acme.work", b"two", revision=revision)

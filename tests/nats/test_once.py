@@ -152,10 +152,9 @@ def test_a_retried_letter_runs_once_more(site: Site) -> None:
     async def test() -> None:
         await site.prepare(work=TRAPPED)
         await site.serve()
-        config = site.config()
-        short = replace(stream_options(config), duplicate_window_ms=200)
         connection = await connect(site.server)
-        await streams.apply(connection, [queue(t) for t in config.policy.tenants], short)
+        later = (await connection.api("STREAM.INFO.LATER"))["config"]
+        await connection.api("STREAM.UPDATE.LATER", later | {"duplicate_window": 200_000_000})
         shell = Shell(site.folder)
 
         async def retry() -> dict[str, Any]:

@@ -19,7 +19,7 @@ from executor.model import StoredMessage
 from executor.transport import records
 from executor.transport.control import Control
 from tests.servers import NatsServer, connect, eventually, run
-from tests.support import guests
+from tests.support import guests, speech
 from tests.support.served import OTHER, TENANT, Site
 
 NAME = (TENANT, "echo", "tick")
@@ -36,10 +36,7 @@ def site(tmp_path: Path, server: NatsServer) -> Iterator[Site]:
 async def put(site: Site, said: Schedule | None, name: tuple[str, str, str] = NAME) -> None:
     """Write a schedule into CONTROL as the command line does, or remove it."""
     bucket, key = Control(await connect(site.server)), subjects.schedule_key(*name)
-    if said is None:
-        await bucket.delete(key)
-    else:
-        await bucket.put(key, control.encode("schedule", key, "test", **said.fields()))
+    await speech.put(bucket, "schedule", key, said.fields() if said else None)
 
 
 async def waiting(site: Site, name: tuple[str, str, str] = NAME) -> StoredMessage | None:
@@ -233,7 +230,7 @@ def test_a_schedule_that_the_server_refuses(site: Site) -> None:
         await put(site, replace(EVERY, when="* * * * *"), (TENANT, "echo", "bad"))
         await life.line("schedule-refused", schedule="bad")
         await put(site, replace(EVERY, when="@every 1s\r\nNats-TTL: 1s"), (TENANT, "echo", "worse"))
-        await life.line("security-event", kind="schedule-not-valid")
+        await life.line("security-event", kind="schedule-not-authentic")
         await put(site, EVERY)
         await site.all_ended(1)
 

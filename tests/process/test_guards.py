@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from executor import config as configs
-from executor.core import control, subjects
+from executor.core import seal, subjects
 from executor.core.breaker import BreakerRules
 from executor.core.budget import BudgetRules
 from executor.core.envelope import Record
@@ -19,10 +19,11 @@ from executor.supervisor.guards import module_of, sandboxes_of, target_of
 from executor.supervisor.job import Job
 from executor.supervisor.steering import Steering
 from executor.telemetry import Telemetry
-from tests.support import guests
+from tests.support import guests, speech
 from tests.support.rig import OTHER, TENANT, Rig, make_config
 
 START = 1_700_000_000_000
+AT = speech.now_ms()
 # Asks its bucket for the key in its input, then for another attempt.
 KV_OR_RETRY = guests.RETRY.replace(
     "(call $fail",
@@ -42,14 +43,16 @@ class Clock:
 def steering(rig: Rig) -> Steering:
     """What takes the entries of CONTROL for this rig."""
     return Steering(
-        "test", rig.guards, rig.pipeline.cancelling, rig.pipeline.schedules,
+        "test", rig.trust, rig.guards, rig.pipeline.cancelling, rig.pipeline.schedules,
         Telemetry(rig.journal), rig.pipeline.now_ms,
     )  # fmt: skip
 
 
 def say(rig: Rig, typ: str, key: str, **fields: str | int) -> None:
     """Another executor, or an operator, says something in CONTROL."""
-    assert steering(rig).entry(key, control.encode(typ, key, "test", **fields))
+    signer = guests.HOST if typ == "breaker" else guests.OPERATOR
+    at = speech.now_ms()
+    steering(rig).entry(key, speech.value(typ, key, fields, signer=signer, at=at), at)
 
 
 def delay_ms(rig: Rig, clock: Clock, nth: int = -1) -> int:
@@ -75,7 +78,7 @@ async def test_a_paused_task_waits() -> None:
         again = await rig.put_off()
         assert (again.id, again.attempt, again.history) == (request.id, 1, ())
         assert (await rig.record(rig.ask("other", b"y"))).output == b"y"
-        assert steering(rig).entry(key, None)
+        say(rig, "pause", key)
         rig.retry(rig.wire.published("later")[-1])
         assert (await ended(rig, request)).output == b"x"
 
@@ -83,31 +86,31 @@ async def test_a_paused_task_waits() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "event"),
     [
-        (f"pause.{TENANT}.echo", b"", "pause-not-valid"),
-        (f"pause.{TENANT}.echo", control.encode(
-            "pause", f"pause.{TENANT}.other", "test", at=1, why=""), "pause-not-valid"),
-        (f"breaker.module.{TENANT}.{'0' * 64}", control.encode(
-            "pause", f"pause.{TENANT}.echo", "test", at=1, why=""), "breaker-not-valid"),
-        ("quarantine." + "0" * 64, control.encode(
-            "quarantine", "quarantine." + "0" * 64, "prod", at=1, code="", task="", by=""),
-            "quarantine-not-valid"),
-        (f"cancel.{TENANT}.echo.x", b"\xc1", "cancel-not-valid"),
+        (f"pause.{TENANT}.echo", b"", "pause-not-authentic"),
+        (f"pause.{TENANT}.echo", speech.value(
+            "pause", f"pause.{TENANT}.other", {"at": 1, "why": ""}, at=AT), "pause-not-authentic"),
+        (f"breaker.module.{TENANT}.{'0' * 64}", speech.value(
+            "pause", f"pause.{TENANT}.echo", {"at": 1, "why": ""}, at=AT), "breaker-not-authentic"),
+        ("quarantine." + "0" * 64, speech.value(
+            "quarantine", "quarantine." + "0" * 64, {"at": 1, "code": "", "task": "", "by": ""},
+            environment="prod", at=AT), "quarantine-not-authentic"),
+        (f"cancel.{TENANT}.echo.x", b"\xc1", "cancel-not-authentic"),
     ],
 )  # fmt: skip
 async def test_what_is_not_valid_changes_nothing(key: str, value: bytes, event: str) -> None:
     """A value for another key, of another type or environment is a security event, and no more."""
     async with Rig() as rig:
         rig.publish("echo", guests.ECHO)
-        assert steering(rig).entry(key, value)
+        steering(rig).entry(key, value, AT)
         assert rig.journal.security() == [event]
         assert (await rig.record(rig.ask("echo", b"x"))).output == b"x"
 
 
 async def test_other_entries_are_not_taken() -> None:
-    """A release is the registry's; a key with too few parts is nobody's."""
+    """What an executor says of itself steers nobody; a key with too few parts is nobody's."""
     async with Rig() as rig:
-        assert not steering(rig).entry(f"release.{TENANT}.echo", b"")
-        assert steering(rig).entry("pause.short", b"")
+        steering(rig).entry("status.local_1", b"", AT)
+        steering(rig).entry("pause.short", b"", AT)
         assert rig.journal.security() == []
 
 
@@ -136,11 +139,11 @@ async def test_a_module_that_kills_sandboxes_is_kept_from_all() -> None:
         assert (await rig.put_off(2)).id == waiting.id
         assert rig.journal.of("attempt")[-1]["code"] == "module.quarantined"
         # What is announced is enough for any executor; lifted, the tasks run.
-        value = rig.board.entries[key]
+        value = seal.say(guests.HOST, "test", key, rig.board.entries[key], at=AT)
         rig.guards.quarantined.clear()
-        assert steering(rig).entry(key, value)
+        steering(rig).entry(key, value, AT)
         assert rig.guards.quarantined == {live.digest: "sandbox.crashed"}
-        assert steering(rig).entry(key, None)
+        say(rig, "quarantine", key)
         rig.buckets.gate.set()
         rig.retry(rig.wire.published("later")[-1])
         assert (await ended(rig, waiting)).code == ""
@@ -244,7 +247,7 @@ async def test_what_another_executor_opened_holds_here() -> None:
         await rig.put_off()
         longest = 2 * rig.guards.breakers.rules.open_max_ms
         assert delay_ms(rig, clock) == longest * 5 // 4
-        assert steering(rig).entry(key, None)
+        say(rig, "breaker", key)
         rig.retry(rig.wire.published("later")[-1])
         assert (await ended(rig, request)).output == b"x"
         # What an executor left behind that is long gone holds nobody up.

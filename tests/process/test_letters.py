@@ -85,7 +85,7 @@ async def test_what_never_ran_has_no_limits() -> None:
         assert envelope.decode_sealed(outgoing.body).version == 1
 
 
-@pytest.mark.parametrize("version", envelope.VERSIONS)
+@pytest.mark.parametrize("version", [1, 2])
 async def test_the_version_that_is_written(version: int) -> None:
     """A result stays version 1; a letter is 2, or 1 without what came with 2 if so configured."""
     async with Rig(delivery__envelope_version=version) as rig:
@@ -111,7 +111,7 @@ def falling_back(fallback: Fallback, *, version: int = 2) -> Rig:
     return Rig(replace(config, policy=replace(config.policy, grants=grants)))
 
 
-@pytest.mark.parametrize("version", envelope.VERSIONS)
+@pytest.mark.parametrize("version", [1, 2])
 async def test_a_degraded_result_names_its_cause(version: int) -> None:
     """What a fallback gave says the code it stood in for; in version 1 only that it is degraded."""
     fallback = Fallback(frozenset({"guest.trap"}), b"instead", "text/plain")

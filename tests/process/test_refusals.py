@@ -76,7 +76,7 @@ async def test_deliveries_exhausted() -> None:
         (b"{}", "message.malformed"),
         (content.to_msgpack({"v": 1, "typ": "result"}), "message.malformed"),
         (content.to_msgpack({"v": 1, "typ": "task", "x": {}}), "message.malformed"),
-        (content.to_msgpack({"v": 3, "typ": "task"}), "message.version-unknown"),
+        (content.to_msgpack({"v": 4, "typ": "task"}), "message.version-unknown"),
     ],
 )
 async def test_undecodable(body: bytes, code: str) -> None:
@@ -201,7 +201,7 @@ async def test_a_forged_retry() -> None:
             (outgoing,) = rig.wire.published()[before:]
             assert outgoing.subject == f"dead.{TENANT}.echo._{delivery.sequence}"
             assert rig.open(outgoing).code == code
-        assert rig.journal.security() == ["retry-not-authentic"] * 2
+        assert rig.journal.security() == ["retry-not-authentic"] * 2 + ["task-not-authentic"]
         rig.hand_over(seal(guests.HOST, [honest], at=NOW)[0], f"task.{TENANT}.echo", id="mine")
         assert (await rig.record(request)).code == ""
 

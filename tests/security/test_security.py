@@ -30,9 +30,11 @@ from executor.transport.control import Control
 from executor.transport.objects import Objects
 from executor.transport.server import PrivateServer
 from executor.trust.file import FileTrust
+from tests.support import guests, speech
 
 TASKS = Path(__file__).parents[2] / "tasks_wasm"
 AUTHOR, STRANGER, HOST = SecretKey(b"a" * 32), SecretKey(b"s" * 32), SecretKey(b"h" * 32)
+BOSS = guests.OPERATOR
 
 CONFIG = f"""
 [host]
@@ -64,7 +66,7 @@ tasks = ["mallory/*", "neighbour/wordcount"]
 [[executor]]
 name = "test"
 key = "{HOST.public.text}"
-"""
+{speech.TABLES}"""
 
 # module, request options, how it ends; "" is a result
 ZOO: dict[str, tuple[dict[str, int], str]] = {
@@ -100,7 +102,7 @@ class Stage:
                       digest: Digest | None = None) -> None:  # fmt: skip
         """Put bytes into the store and release them, behind the back of `publish`."""
         live = Release(tenant, task, digest or signature.digest(data), version)
-        await store(self.connection, self.config, live, data)
+        await store(self.connection, self.config, live, data, BOSS)
 
     def client(self, tenant: str) -> contextlib.AbstractAsyncContextManager[Client]:
         """A client of one tenant."""
@@ -150,7 +152,7 @@ def test_the_zoo_fails_alone(tmp_path: Path) -> None:
             for name in ZOO:
                 await stage.release(signature.sign_module(_module(name), AUTHOR), "mallory", name)
             innocent = signature.sign_module(_module("wordcount"), AUTHOR)
-            await publish_module(stage.config, innocent, "neighbour")
+            await publish_module(stage.config, innocent, "neighbour", key=BOSS)
             async with stage.client("mallory") as mallory, stage.client("neighbour") as neighbour:
                 hostile = [mallory.run(name, "x", **ZOO[name][0]) for name in ZOO for _ in range(2)]
                 friendly = [neighbour.run("wordcount", f"one two {n}") for n in range(60)]
@@ -256,7 +258,7 @@ def test_forged_outcomes(tmp_path: Path) -> None:
     async def main() -> None:
         async with _stage(tmp_path) as stage:
             innocent = signature.sign_module(_module("wordcount"), AUTHOR)
-            await publish_module(stage.config, innocent, "neighbour")
+            await publish_module(stage.config, innocent, "neighbour", key=BOSS)
             async with stage.client("neighbour") as client:
                 for number, body in enumerate((
                     _forged(STRANGER, _subject("planted0"), "planted0", b"forged"),
@@ -283,7 +285,7 @@ def test_a_copied_message_is_refused(tmp_path: Path) -> None:
     async def main() -> None:
         async with _stage(tmp_path) as stage:
             innocent = signature.sign_module(_module("wordcount"), AUTHOR)
-            await publish_module(stage.config, innocent, "neighbour")
+            await publish_module(stage.config, innocent, "neighbour", key=BOSS)
             async with stage.client("mallory") as mallory, stage.client("neighbour") as neighbour:
                 body = envelope.encode_task(mallory.request("wordcount", "mine"), "dev")
                 sent = await neighbour.submit_bytes("wordcount", body)
@@ -301,7 +303,7 @@ def test_sandboxes_hold_nothing_worth_stealing(tmp_path: Path) -> None:
     async def main() -> None:
         async with _stage(tmp_path) as stage:
             innocent = signature.sign_module(_module("wordcount"), AUTHOR)
-            await publish_module(stage.config, innocent, "neighbour")
+            await publish_module(stage.config, innocent, "neighbour", key=BOSS)
             async with stage.client("neighbour") as client:
                 outcome = await client.run("wordcount", "a")
             assert outcome.ok
@@ -323,7 +325,7 @@ def test_releases_that_are_none(tmp_path: Path) -> None:
     async def main() -> None:
         async with _stage(tmp_path) as stage:
             innocent = signature.sign_module(_module("wordcount"), AUTHOR)
-            await publish_module(stage.config, innocent, "neighbour")
+            await publish_module(stage.config, innocent, "neighbour", key=BOSS)
             control = Control(stage.connection)
             key = subjects.release_key("neighbour", "wordcount")
             async with stage.client("neighbour") as client:
@@ -331,7 +333,7 @@ def test_releases_that_are_none(tmp_path: Path) -> None:
                 real = await control.get(key)
                 assert real is not None
                 other = subjects.release_key("neighbour", "other")
-                await control.put(other, real[0])  # a copy: bound to another key
+                await control.put(other, real.body)  # a copy: bound to another key
                 await control.put(key, b"junk")
                 assert (await client.run("wordcount", "a b")).ok
                 assert (await client.run("other")).code == "policy.task-unknown"

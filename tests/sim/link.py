@@ -111,8 +111,11 @@ class ModelConnection(Connection):
         for listener in list(self._listeners.get(event, [])):
             listener()
 
-    async def subscribe(self, subject: str, callback: Callable[[Message], None]) -> Subscription:
-        """Known to the server at once."""
+    async def subscribe(
+        self, subject: str, callback: Callable[[Message], None], *, queue: str = ""
+    ) -> Subscription:
+        """Known to the server at once; the model has no queues."""
+        assert not queue
         if not self.connected:
             raise ExecutorError("transport.disconnected", "no server")
         subscription = Subscription(subject, callback)

@@ -27,6 +27,7 @@ AUTHOR = SecretKey(seed("author"))
 STRANGER = SecretKey(seed("stranger"))
 HOST = SecretKey(seed("host"))
 FORGER = SecretKey(seed("forger"))
+OPERATOR = SecretKey(seed("operator"))
 
 MEMORY = '(memory (export "memory") 9)'
 RUN = '(func $run (export "run") (result i32) '

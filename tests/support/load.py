@@ -11,14 +11,14 @@ import signal
 from collections.abc import Sequence
 
 from executor.client import Client, TaskOutcome
-from executor.core import control, subjects
+from executor.core import subjects
 from executor.errors import ExecutorError
 from executor.model import TaskRequest
 from executor.transport.api import ApiError
 from executor.transport.control import Control
 from executor.transport.kv import TenantKv
 from tests.servers import connect, eventually
-from tests.support import guests
+from tests.support import guests, speech
 from tests.support.proxy import Proxy, is_ack
 from tests.support.served import TENANT, Site
 
@@ -147,5 +147,5 @@ async def cancel_for(site: Site, task: str, task_id: str, *, until: int) -> None
     """Announce that an id is cancelled until then (ms)."""
     connection = await connect(site.server)
     key = subjects.cancel_key(TENANT, task, task_id)
-    await Control(connection).put(key, control.encode("cancel", key, "test", until=until))
+    await speech.put(Control(connection), "cancel", key, {"until": until})
     await connection.close()

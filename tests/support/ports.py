@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from executor.core import control, provenance, subjects
+from executor.core import control, provenance, seal, subjects
 from executor.errors import ExecutorError
 from executor.model import (
     Answer,
@@ -24,6 +24,7 @@ from executor.model import (
     StoredMessage,
 )
 from executor.telemetry import Log
+from tests.support import guests, speech
 
 WAIT_S = 20.0
 
@@ -175,6 +176,15 @@ class Wire:
                 found.append(message)
         return found
 
+    async def find(self, tenant: str, task: str, task_id: str) -> Sequence[StoredMessage]:
+        """The records of an id, of whichever task."""
+        if task != subjects.ANY_TASK:
+            return await self.read(tenant, task, task_id)
+        return [
+            message for subject, message in self.stored.items()
+            if (parts := subjects.parse_terminal(subject)) and parts[1::2] == (tenant, task_id)
+        ]  # fmt: skip
+
     async def recurring(self, tenant: str, task: str, schedule_id: str) -> StoredMessage | None:
         """A recurring schedule."""
         return self.stored.get(subjects.recurring(tenant, task, schedule_id))
@@ -246,9 +256,13 @@ class Notices:
         self.entries.pop(key, None)
         self._changes.touch()
 
-    async def get(self, key: str) -> bytes | None:
-        """What stands there."""
-        return self.entries.get(key)
+    async def get(self, key: str) -> StoredMessage | None:
+        """What stands there, as if an operator had said it just now."""
+        if key not in self.entries:
+            return None
+        now = speech.now_ms()
+        body = seal.say(guests.OPERATOR, "test", key, self.entries[key], at=now)
+        return StoredMessage(key, 1, body, {}, now)
 
     def fields(self, key: str) -> dict[str, control.Value]:
         """What an entry says."""

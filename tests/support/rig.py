@@ -26,7 +26,7 @@ from executor.supervisor.service import Ports, assemble, new_zygote
 from executor.supervisor.zygote import Zygote
 from executor.telemetry import Telemetry
 from executor.trust.file import FileTrust
-from tests.support import guests
+from tests.support import guests, speech
 from tests.support.ports import Buckets, Changes, Journal, Notices, Shelf, Wire
 
 TENANT = "acme"
@@ -86,6 +86,7 @@ def make_config(
 ) -> configs.Config:  # fmt: skip
     """The configuration of a rig; `replaced` edits its text, `values` are as `with_values`."""
     text = _CONFIG.format(author=guests.AUTHOR.public.text, host=guests.HOST.public.text)
+    text += speech.TABLES
     text += "".join(_TENANT.format(name=name) for name in tenants)
     for old, new in replaced:
         assert old in text, old

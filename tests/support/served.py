@@ -28,7 +28,7 @@ from executor.transport import records, streams
 from executor.transport.connection import Connection, Settings
 from executor.trust.file import FileTrust
 from tests.servers import HasUrl, connect, eventually
-from tests.support import guests
+from tests.support import guests, speech
 
 TENANT = "acme"
 OTHER = "zebra"
@@ -39,6 +39,8 @@ _BASE = """
 environment = "test"
 name = "{name}"
 key_file = "executor.key"
+[keys]
+operator_file = "operator.key"
 [nats]
 url = "{url}"
 replicas = {replicas}
@@ -101,9 +103,10 @@ class Site:
         self.outcomes_max_mib = outcomes_max_mib
         self.lives: list[Serve] = []
         folder.mkdir(exist_ok=True)
-        key = folder / "executor.key"
-        key.write_bytes(guests.HOST.pem())
-        key.chmod(0o600)
+        for name, secret in (("executor", guests.HOST), ("operator", guests.OPERATOR)):
+            key = folder / f"{name}.key"
+            key.write_bytes(secret.pem())
+            key.chmod(0o600)
         self.write()
 
     @property
@@ -123,6 +126,7 @@ class Site:
             outcomes_max_mib=self.outcomes_max_mib,
             revoked=f'"{revoked}"' if revoked else "",
         )  # fmt: skip
+        text += speech.TABLES
         for name in tenants:
             tenant = _TENANT.format(name=name, queue_max_mib=self.queue_max_mib)
             text += tenant + (_KV if kv else "")
@@ -152,7 +156,7 @@ class Site:
         """Store bytes and release them, whatever they are, as `publish` would not."""
         connection = await connect(self.server)
         live = Release(tenant, task, signature.digest(module), version)
-        await store(connection, self.config(), live, module)
+        await store(connection, self.config(), live, module, guests.OPERATOR)
         return live
 
     async def client(self, tenant: str = TENANT) -> Client:

@@ -179,7 +179,7 @@ def test_bytes_that_are_no_flat_map(data: bytes) -> None:
 
 
 @pytest.mark.covers("message.version-unknown")
-@pytest.mark.parametrize("v", [0, 3, 7])
+@pytest.mark.parametrize("v", [0, 4, 7])
 def test_other_versions_are_named_as_such(v: int) -> None:
     """A version that this host does not read is told apart from damage, before any other field."""
     assert refusal(pack({"v": v, "unheard": []})) == "message.version-unknown"
@@ -323,7 +323,7 @@ def test_types_are_not_confused() -> None:
     with pytest.raises(ExecutorError, match=r"message\.malformed"):
         envelope.decode_sealed(envelope.encode_task(FULL, "dev"))
     with pytest.raises(ExecutorError, match=r"message\.version-unknown"):
-        envelope.decode_sealed(pack(sealed_fields(v=3)))
+        envelope.decode_sealed(pack(sealed_fields(v=4)))
 
 
 # Retries.

@@ -147,7 +147,7 @@ def test_a_retry_repeats_a_firing_only_where_that_is_opened() -> None:
         )[0]  # fmt: skip
 
     request, kept = envelope.decode_retry(
-        again, "acme", "report", environment="dev", input_max=1_024, firing=firing
+        again, "acme", "report", environment="dev", input_max=1_024, opened=firing
     )
     assert (request, kept) == (replace(first, attempt=2), origin)
     with pytest.raises(ExecutorError) as caught:

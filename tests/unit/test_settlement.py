@@ -54,7 +54,8 @@ ONCE: Final = ["sandbox.crashed", "sandbox.killed", "sandbox.protocol-violation"
 SILENT: Final = codes("""
     transport.disconnected transport.permission-denied transport.stream-missing
     transport.stream-mismatch transport.stream-full transport.lease-lost
-    transport.publish-unconfirmed transport.outcome-pending
+    transport.publish-unconfirmed transport.outcome-pending transport.unanswered
+    policy.action-denied
     config.missing config.invalid config.key-unknown config.secret-inline config.toolchain-missing
     module.not-reproducible
 """)

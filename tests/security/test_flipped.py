@@ -1,0 +1,170 @@
+"""Every bit of every authenticated message, flipped in turn: nothing is accepted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import pytest
+
+from executor.core import control, envelope, seal, subjects
+from executor.core.envelope import Draft, Origin, Record, Sealed
+from executor.core.schedule import Schedule
+from executor.core.seal import NotAuthenticError
+from executor.errors import ExecutorError
+from executor.model import Receipt, TaskId, TaskRequest
+from tests.support import guests, speech
+from tests.support.rig import TENANT, make_config
+
+NOW: Final = 1_800_000_000_000
+BOSS, HOST, ASKER = guests.OPERATOR, guests.HOST, guests.AUTHOR
+OPENER: Final = make_config(replaced=[(
+    "[[tenant]]", f"""[[submitter]]
+name = "asker"
+key = "{ASKER.public.text}"
+[[binding]]
+role = "submitter"
+who = ["asker"]
+why = "for tests"
+[[tenant]]""",
+)]).opener()  # fmt: skip
+SUBJECT: Final = subjects.task(TENANT, "echo")
+REQUEST: Final = TaskRequest(
+    TENANT, "echo", TaskId("mine"), b"input", expires_at=NOW + 1, attempts_max=2,
+    limits=(("fuel", 1_000),),
+)  # fmt: skip
+PAUSE: Final = subjects.pause_key(TENANT, "echo")
+COMMAND: Final = subjects.commands_of(TENANT)
+ANSWER: Final = subjects.answers("host")
+PLAIN: Final = envelope.encode_task(REQUEST, "test")
+
+
+def sealed(draft: Draft) -> bytes:
+    """Under the executor's key, the first of a batch of three."""
+    others = [Draft("result", "test/x", str(number), b"") for number in range(2)]
+    return seal.seal(HOST, [draft, *others], at=NOW)[0]
+
+
+def record(code: str) -> bytes:
+    """A result, or a dead letter."""
+    typ = "dead" if code else "result"
+    found = Record("echo", 1, 3, 1, 2, Receipt(), output=b"" if code else b"out", code=code)
+    subject = f"{typ}.{TENANT}.echo.mine"
+    return sealed(Draft(typ, f"test/{subject}", "mine", envelope.encode_record(found, 1)))
+
+
+def opens_record(body: bytes) -> object:
+    """On either subject of its id."""
+    typ = envelope.decode_sealed(body).typ
+    return OPENER.record(f"{typ}.{TENANT}.echo.mine", body, stored_at=NOW)
+
+
+def arrives(body: bytes) -> Sealed:
+    """What arrives among the tasks and is sealed."""
+    found = envelope.decode_task(
+        body, {}, TENANT, "echo", environment="test", raw_allowed=True, input_max=1_000
+    )
+    if not isinstance(found, Sealed):
+        raise NotAuthenticError("a plain task: anybody may say it, so it proves nothing")
+    return found
+
+
+def opens_request(body: bytes) -> object:
+    """A signed request."""
+    found = arrives(body)
+    if found.typ != "task":
+        raise NotAuthenticError("no request")
+    OPENER.request(found, tenant=TENANT, task="echo", stored_at=NOW)
+    return envelope.decode_signed(found, TENANT, "echo", environment="test", input_max=1_000)
+
+
+def opens_own(typ: str) -> Callable[[bytes], object]:
+    """What an executor put there: a retry, or a firing."""
+
+    def opens(body: bytes) -> object:
+        found = arrives(body)
+        OPENER.open(found, typ=typ, subject=SUBJECT, task_id=found.id, tenant=TENANT,
+                    stored_at=NOW)  # fmt: skip
+        if typ == "retry":
+            return envelope.decode_retry(found, TENANT, "echo", environment="test", input_max=1_000)
+        return found
+
+    return opens
+
+
+def command() -> bytes:
+    """An operator's."""
+    payload = control.encode(
+        "command", COMMAND, "test", verb="retry", tenant=TENANT, task="_", id="mine", sequence=3,
+        exp=NOW + 1_000,
+    )  # fmt: skip
+    return seal.tell(BOSS, "test", COMMAND, payload, nonce="0123456789abcdef", at=NOW)
+
+
+def answer() -> bytes:
+    """An executor's."""
+    payload = control.encode(
+        "answer", ANSWER, "test", tenant=TENANT, code="", detail="", task="echo", id="r",
+        sequence=3, duplicate=0,
+    )  # fmt: skip
+    return seal.tell(HOST, "test", ANSWER, payload, nonce="0123456789abcdef", at=NOW)
+
+
+def opens_answer(body: bytes) -> object:
+    """An answer to what was asked; to something else it is none."""
+    found = OPENER.answer(ANSWER, body, nonce="0123456789abcdef", tenant=TENANT, now=NOW)
+    if found is None:
+        raise NotAuthenticError("to another command")
+    return found
+
+
+AGAIN: Final = envelope.encode_retry(REQUEST, Origin(SUBJECT, PLAIN, (), len(PLAIN)))
+FIRED: Final = Schedule("@every 1s", input=b"tick", at=NOW).payload()
+KINDS: Final[dict[str, tuple[bytes, Callable[[bytes], object]]]] = {
+    "signed request": (
+        seal.seal(ASKER, [seal.signed_draft(REQUEST, "test")], at=NOW)[0], opens_request,
+    ),
+    "result": (record(""), opens_record),
+    "dead letter": (record("guest.trap"), opens_record),
+    "retry": (sealed(Draft("retry", f"test/{SUBJECT}", "mine", AGAIN)), opens_own("retry")),
+    "firing": (sealed(Draft("schedule", f"test/{SUBJECT}", "s", FIRED)), opens_own("schedule")),
+    "entry of CONTROL": (
+        speech.value("pause", PAUSE, {"at": NOW, "why": "because"}, at=NOW),
+        lambda body: OPENER.said(PAUSE, body, stored_at=NOW),
+    ),
+    "removal": (
+        speech.value("pause", PAUSE, at=NOW), lambda body: OPENER.said(PAUSE, body, stored_at=NOW),
+    ),
+    "command": (command(), lambda body: OPENER.command(COMMAND, body, now=NOW)),
+    "answer": (answer(), opens_answer),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_flipped_bit_is_believed(kind: str) -> None:
+    """A message with any one bit changed, every bit in turn, says nothing; as it was, it does."""
+    good, opens = KINDS[kind]
+    assert opens(good)
+    accepted = []
+    for place in range(len(good)):
+        for bit in range(8):
+            bad = bytearray(good)
+            bad[place] ^= 1 << bit
+            try:
+                opens(bytes(bad))
+            except (NotAuthenticError, ExecutorError):
+                continue
+            accepted.append((place, bit))
+    assert accepted == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_is_taken_for_another_kind(kind: str) -> None:
+    """A message of one kind opens as no other."""
+    good, _ = KINDS[kind]
+    alike = {"result", "dead letter"} if kind in {"result", "dead letter"} else {kind}
+    if kind in {"entry of CONTROL", "removal"}:
+        alike = {"entry of CONTROL", "removal"}
+    for other in KINDS.keys() - alike:
+        with pytest.raises((NotAuthenticError, ExecutorError)):
+            KINDS[other][1](good)
