@@ -151,6 +151,15 @@ class _Records:
         return await records.read_recurring(self.connection, tenant, task, schedule_id)
 
 
+def _settle_down() -> None:
+    """Look for garbage less often, and never among what exists now."""
+    # What exists now lives as long as the process; what a task leaves behind has no cycles, and
+    # looking for some among a few thousand values of messages in hand took 3 % of the time.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_GC_AFTER)
+
+
 class Host:
     """A running executor: connection, pulls, pipeline."""
 
@@ -245,14 +254,6 @@ class Host:
                                  zygote=self._zygote)  # fmt: skip
         self.pipeline.now_ms = self._clock.now_ms
         self.pipeline.usage.under(self.config.policy, self._shadow)
-        self._commands = Commands(
-            self._environment, self.config.text("host.name"), self._key, self._trust, self._outbox,
-            _Records(self.connection, self._trust).find, self.telemetry, self._clock.now_ms,
-            self.connection.send, self.on_drain,
-        )  # fmt: skip
-        self._listening = Listening(
-            self.connection, self.config.text("host.name"), self._commands.receive
-        )
         self._heartbeat = Heartbeat(
             self.connection, self.config.text("host.name"), self._environment, self._sign,
             self._clock, self.telemetry, self._report, self._unready,
@@ -262,13 +263,7 @@ class Host:
             self.connection, self._board, self._heartbeat.life, self.config, self.pipeline.usage
         )
         await self._heartbeat.start()
-        self._steering = Steering(
-            self._environment, self._trust, self.pipeline.guards, self.pipeline.cancelling,
-            self.pipeline.schedules, self.telemetry, self.pipeline.now_ms,
-            self.pipeline.look_again, self._release_said,
-        )  # fmt: skip
-        self._watch = Watch(self.connection, self._steering.entry)
-        await self._watch.start()
+        await self._listen()
         if self._keeper is not None:
             self._modules.replace(self._keeper.state.releases)
         # Admit before the first task: a sandbox is born with what is known by then. Compilers take
@@ -289,17 +284,31 @@ class Host:
         await self._listening.start(self.config.policy.tenants)
         await self._heartbeat.beat()
         self.telemetry.observe(self._levels)
-        # What exists now lives as long as the process; what a task leaves behind has no cycles, and
-        # looking for some among a few thousand values of messages in hand took 3 % of the time.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(_GC_AFTER)
+        _settle_down()
         self.telemetry.log.event(
             "serving", url=self.connection.settings.public_url(),
             tenants=",".join(t.name for t in self.config.policy.tenants),
             sandboxes=self.config.number("sandbox.count"),
             releases=len(self._modules.releases()),
         )  # fmt: skip
+
+    async def _listen(self) -> None:
+        """Hear what is told and what CONTROL says."""
+        self._commands = Commands(
+            self._environment, self.config.text("host.name"), self._key, self._trust, self._outbox,
+            _Records(self.connection, self._trust).find, self.telemetry, self._clock.now_ms,
+            self.connection.send, self.on_drain,
+        )  # fmt: skip
+        self._listening = Listening(
+            self.connection, self.config.text("host.name"), self._commands.receive
+        )
+        self._steering = Steering(
+            self._environment, self._trust, self.pipeline.guards, self.pipeline.cancelling,
+            self.pipeline.schedules, self.telemetry, self.pipeline.now_ms,
+            self.pipeline.look_again, self._release_said,
+        )  # fmt: skip
+        self._watch = Watch(self.connection, self._steering.entry)
+        await self._watch.start()
 
     async def _check_containment(self) -> None:
         """Before anything is taken: the jail is there, or it is known and accepted that it is not.

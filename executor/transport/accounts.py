@@ -342,7 +342,8 @@ def scope_name(role: str, name: str) -> str:
 
 def _export(each: Import) -> Claims:
     response = {"response_type": "Stream" if each.many else "Singleton"}
-    return {"name": each.subject, "subject": each.subject, "type": each.kind, "token_req": True,
+    return {"name": each.subject, "subject": each.subject, "type": each.kind,
+            "token_req": True,  # nosec B105 - no secret: that an import needs an activation
             **(response if each.kind == "service" else {})}  # fmt: skip
 
 

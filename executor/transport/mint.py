@@ -140,7 +140,7 @@ class Mint:
                     self._talk, self._path, limit=_LINE_MAX
                 )
                 # Whoever holds a key may ask; what it may get is decided by key, not by user.
-                os.chmod(self._path, 0o666)  # noqa: PTH101, S103
+                os.chmod(self._path, 0o666)  # noqa: PTH101, S103 # nosec B103
                 return address
             parts = urlsplit(address)
             if parts.scheme != "tls" or context is None:

@@ -211,8 +211,8 @@ def test_names_that_travel_are_tokens(key: str, value: str) -> None:
         ("\n[limit]\nfuel = 1\n", "unknown key `limit` at executor.toml:2, did you mean `limits`"),
         ("limit = 1\n", "unknown key `limit` at executor.toml:1, did you mean `limits`"),
         ("[sandbox]\nxyzzy = 1\n", "unknown key `sandbox.xyzzy` at executor.toml:2; known: count, "
-         "reserve, attempts_per_sandbox_max, containment, memory, cache_folder, cache_max_mib, "
-         "compile_deadline_ms"),
+         "reserve, attempts_per_sandbox_max, containment, memory, engine_path, cache_folder, "
+         "cache_max_mib, compile_deadline_ms"),
         (TENANT + "celing = {}\n",
          "unknown key `tenant.celing` at executor.toml:1, did you mean `ceiling`"),
         (TENANT + "ceiling = { feul = 1 }\n",
