@@ -13,7 +13,10 @@ from executor.cli.base import read_file
 from executor.config import Config
 from executor.config_document import BYTES_MAX, TABLES
 from executor.core.review import Statement
+from executor.core.signature import PublicKey
+from executor.errors import ExecutorError
 from executor.supervisor.usage import Shadow
+from executor.trust import believed
 
 
 def under(path: Path, host: Config) -> Config:
@@ -29,9 +32,8 @@ def under(path: Path, host: Config) -> Config:
     if names <= {*TABLES, "revoked"}:
         document = config_document.parse(text, name=path.name, folder=path.parent)
         return host.granting(document)
-    return configs.parse(
-        text.decode(), folder=path.parent, name=path.name, environ=os.environ
-    )  # fmt: skip
+    found = configs.parse(text.decode(), folder=path.parent, name=path.name, environ=os.environ)
+    return believed(found)
 
 
 def shadow_of(host: Config) -> Shadow | None:
@@ -44,10 +46,22 @@ def shadow_of(host: Config) -> Shadow | None:
     return Shadow(name, beside.policy, beside.publishers)
 
 
-def statement_of(config: Config) -> Statement:
+def granters_of(host: Config) -> frozenset[PublicKey]:
+    """Whose keys sign policy here, as far as was verified; none where it is no signed one."""
+    if not host.signed:
+        return frozenset()
+    from executor.trust.source import Source  # the library takes as long to load as click
+
+    try:
+        return Source.of(host).load().granters
+    except ExecutorError:
+        return frozenset()  # then nothing is in force either
+
+
+def statement_of(config: Config, granters: frozenset[PublicKey] = frozenset()) -> Statement:
     """A configuration as `core.review` looks at it."""
     document = config.document
     return Statement(
         config.policy, document.publishers, (*document.operators, *document.submitters),
-        document.executors, document.revoked, document.builders,
+        document.executors, document.revoked, document.builders, granters,
     )  # fmt: skip

@@ -151,7 +151,7 @@ def diff(old: Path, new: Path) -> None:
 
     Example: executor grant diff executor.toml next.toml
     """
-    host = state().config()
+    host = state().config(bootstrap=True)
     changes = review.diff(statement_of(under(old, host)), statement_of(under(new, host)))
     rows = [
         ("gains" if change.after > change.before else "loses", change.where, change.who,

@@ -10,7 +10,7 @@ import click
 
 from executor.cli import output
 from executor.cli.base import Family, Verb, split_task, state
-from executor.cli.documents import statement_of, under
+from executor.cli.documents import granters_of, statement_of, under
 from executor.config import Config
 from executor.core import review
 from executor.core.access import ACTIONS, of_key, of_tenant
@@ -22,7 +22,9 @@ _NO: Final = TABLE["policy.submitter-denied"].exit
 
 
 def _config(file: Path | None) -> Config:
-    return under(file, state().config()) if file else state().config(required=True)
+    if file is None:
+        return state().config(required=True)
+    return under(file, state().config(bootstrap=True))
 
 
 @click.group("policy", cls=Family)
@@ -41,7 +43,7 @@ def check(file: Path | None, strict: bool) -> None:  # noqa: FBT001
 
     Example: executor policy check --strict
     """
-    statement = statement_of(_config(file))
+    statement = statement_of(_config(file), granters_of(state().config(bootstrap=True)))
     found = review.findings(statement, output.now_ms())
     rows = [(finding.kind, finding.what) for finding in found]
     names = [output.count(len(statement.policy.tenants), "tenant"),

@@ -17,6 +17,7 @@ from executor.core.access import ACTIONS, ANY, BUILT_IN, Access, Party, of_key, 
 from executor.core.manifest import Manifest, Want
 from executor.core.policy import Grant, Policy, Publisher
 from executor.core.seal import ExecutorKey
+from executor.core.signature import PublicKey
 from executor.errors import ExecutorError
 from executor.model import FIELDS
 
@@ -34,6 +35,7 @@ class Statement:
     executors: tuple[ExecutorKey, ...] = ()
     revoked: frozenset[str] = frozenset()
     builders: tuple[Party, ...] = ()
+    granters: frozenset[PublicKey] = frozenset()  # who signs policy, where it is signed
 
     def principals(self) -> dict[str, str]:
         """Principal → name, of all that may be bound to a role; a key has its first name."""
@@ -226,6 +228,7 @@ def findings(statement: Statement, now: int) -> list[Finding]:
 def conflicts(statement: Statement) -> dict[str, set[str]]:
     """Principal → actions, of whoever may both publish a module and grant it a capability."""
     access, found = statement.policy.access, {}
+    granters = {of_key(key) for key in statement.granters}
     tenants = [tenant.name for tenant in statement.policy.tenants]
     for principal in statement.principals():
         actions = {
@@ -233,6 +236,8 @@ def conflicts(statement: Statement) -> dict[str, set[str]]:
             for tenant in (ANY, *tenants)
             if _tasks(access, principal, action, tenant, sorted(statement.tasks(tenant)))
         }  # fmt: skip
+        if principal in granters:
+            actions.add("change-policy")
         if "publish" in actions and "change-policy" in actions:
             found[principal] = actions
     return found
@@ -250,6 +255,10 @@ def _duties(statement: Statement) -> Iterator[Finding]:
             name = of_publishers[executor.key]
             yield Finding("duties", f"executor `{executor.name}` has the key of publisher "
                           f"`{name}`: a host could make what it runs")  # fmt: skip
+
+        if executor.key in statement.granters:
+            yield Finding("duties", f"executor `{executor.name}` has a key that signs policy: a "
+                          "host could grant what it runs")  # fmt: skip
 
 
 def _wildcards(statement: Statement) -> Iterator[Finding]:

@@ -29,6 +29,7 @@ from executor import config_document
 from executor.config import Config
 from executor.config_document import Document
 from executor.core import subjects
+from executor.core.signature import PublicKey
 from executor.errors import ExecutorError
 from executor.model import MIB, Digest, Release
 from executor.trust import metadata
@@ -84,6 +85,7 @@ class Verified:
     policy: bytes
     releases: Mapping[tuple[str, str], Release]  # by tenant and task
     roles: Mapping[str, RoleState]
+    granters: frozenset[PublicKey] = frozenset()  # who signs `policy`, or decides who does
 
     @property
     def expires_ms(self) -> int:
@@ -271,8 +273,9 @@ class Source:
         files = _Files(fetch, state, new)
         data = files.take(policy, POLICY_MAX)
         found = Verified(
-            self.environment, _parse(data), data, _releases(at, files), _states(new, root, lives)
-        )
+            self.environment, _parse(data), data, _releases(at, files), _states(new, root, lives),
+            _granters(root, targets),
+        )  # fmt: skip
         return found, new
 
 
@@ -309,6 +312,14 @@ def _check_delegations(root: Root, targets: Targets) -> dict[str, int]:
     if said != {"keyids": sorted(policy.keyids), "threshold": policy.threshold}:
         raise invalid("`policy` is delegated to other keys than the root says")
     return lives
+
+
+def _granters(root: Root, targets: Targets) -> frozenset[PublicKey]:
+    delegations = targets.delegations
+    assert delegations is not None and delegations.roles is not None  # noqa: PT018 - was checked
+    keys = {**root.keys, **delegations.keys}
+    ids = {*root.roles[ROOT].keyids, *delegations.roles[POLICY].keyids}
+    return frozenset(PublicKey(bytes.fromhex(keys[key_id].keyval["public"])) for key_id in ids)
 
 
 class _Files:

@@ -367,6 +367,29 @@ def abi_short(function: str) -> str:
 
 @fixed
 @given(worlds, modules)
+def test_no_grant_reaches_above_a_ceiling(world: World, module: Module) -> None:
+    """With everything granted, a function and limit are below the tenant's ceiling and a signer's.
+
+    Below those of as many signers as the task's requirements name, one at least.
+    """
+    everything = Grant("acme", "*", "tests", "*", frozenset(NAMES), KvScope("", write=EVERY))
+    got = authorise(replace(world, grants=(everything,)), module)
+    if got is None:
+        return
+    signers = [p for p in world.publishers if p.key in module.keys]
+    ceilings_ = [signer.ceiling or Ceiling(frozenset(NAMES)) for signer in signers]
+    for short in {abi_short(name) for name in got.functions}:
+        assert short in world.tenant.ceiling.capabilities
+        assert any(short in ceiling.capabilities for ceiling in ceilings_)
+    for name in FIELDS:
+        assert getattr(got.limits, name) <= dict(world.tenant.ceiling.limits).get(name, 9)
+        assert getattr(got.limits, name) <= max(
+            dict(ceiling.limits).get(name, 9) for ceiling in ceilings_
+        )
+
+
+@fixed
+@given(worlds, modules)
 def test_without_grants_nothing_but_the_task_itself(world: World, module: Module) -> None:
     """No grant means that only a module without capabilities runs."""
     got = authorise(replace(world, grants=()), module)

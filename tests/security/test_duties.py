@@ -17,6 +17,7 @@ from executor.core.policy import Policy, Publisher
 from executor.core.review import Statement
 from executor.core.signature import SecretKey
 from tests.support.guests import seed
+from tests.support.signers import Team, public
 
 HERE: Final = Path(__file__).parent
 KEY: Final = SecretKey(seed("one key")).public
@@ -94,6 +95,24 @@ def test_a_publisher_that_grants_in_one_task_is_found() -> None:
             *document.publishers, Publisher("both", KEY, ("zebra/report",)),
         )))  # fmt: skip
         assert bool(review.conflicts(found)) is conflict
+
+
+def test_a_publisher_or_host_that_signs_policy_is_found() -> None:
+    """Where policy is signed, whoever signs it grants; and neither builds what runs nor runs it."""
+    document = production()
+    build, host = document.publishers[0].key, document.executors[0].key
+    found = replace(statement(document), granters=frozenset({build, host}))
+    assert review.conflicts(found) == {of_key(build): {"publish", "change-policy"}}
+    whats = [f.what for f in review.findings(found, 0) if f.kind == "duties"]
+    assert any("`acme-build` may change-policy and publish" in what for what in whats)
+    assert any("executor `host-1` has a key that signs policy" in what for what in whats)
+
+
+def test_whoever_signs_policy_is_known(tmp_path: Path) -> None:
+    """The verified metadata name the keys of `policy`, and those that decide about them."""
+    team = Team(tmp_path / "repository")
+    verified = team.sign() or team.source(tmp_path / "trusted").refresh(team.store().get)
+    assert verified.granters == set(public("ada", "bo", "cy", "pia", "quin"))
 
 
 _OF_HOST: Final = SecretKey(seed("host-1")).public.text
