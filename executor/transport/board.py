@@ -34,7 +34,7 @@ class Board:
 
     connection: Connection
     sign: Callable[[str, bytes], bytes]  # key and payload, "" to take it back → value
-    lasting: frozenset[str] = frozenset({"quarantine"})  # types that stay until taken back
+    lasting: frozenset[str] = frozenset({"quarantine", "usage"})  # stay until taken back
     _waiting: dict[str, bytes] = field(default_factory=dict)
     _writer: asyncio.Task[None] | None = None
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import pytest
 
-from executor.core import abi, control, subjects, usage
+from executor.core import abi, control, seal, subjects, usage
 from executor.core.usage import TaskUse, Usage
 from executor.transport.control import Control
 from tests.servers import NatsServer, connect, eventually, run
@@ -106,9 +106,9 @@ def test_unused_days(site: Site) -> None:
                       prefix="own/", read=("a",))  # fmt: skip
         seen = Usage({"box": use}, {usage.name_of(grant): now - past})
         key = subjects.usage_key("gone_1", TENANT)
-        value = control.encode("usage", key, "test", at=now, report=usage.encode(seen))
+        payload = control.encode("usage", key, "test", at=now, report=usage.encode(seen))
         bucket = Control(await connect(site.server))
-        await bucket.put(key, value)
+        await bucket.put(key, seal.say(guests.HOST, "test", key, payload, at=now))
         found = report(site)
         assert {name: row["unused_days"] for name, row in found.items()} == {
             "kv": 0, "log": 91, "clock": 91
@@ -116,8 +116,12 @@ def test_unused_days(site: Site) -> None:
         for days, status in (("90", DENIED), ("91", DENIED), ("92", 0)):
             done = call(site, "grant", "report", "--fail-unused-days", days)
             assert done.returncode == status
-        # What is not valid counts for nobody.
-        await bucket.put(subjects.usage_key("junk", TENANT), b"junk")
+        # What no executor said counts for nobody.
+        other = subjects.usage_key("junk", TENANT)
+        await bucket.put(other, b"junk")
+        assert report(site) == found
+        payload = control.encode("usage", other, "test", at=now, report=usage.encode(seen))
+        await bucket.put(other, seal.say(guests.FORGER, "test", other, payload, at=now))
         assert report(site) == found
 
     run(test())
@@ -171,6 +175,5 @@ def test_a_new_life_goes_on(site: Site) -> None:
         assert await second.exit_status() == 0
         found = report(site)
         assert (found["kv"]["runs"], found["log"]["seen_since"]) == (2, since)
-        assert len(await Control(await connect(site.server)).keys("usage")) == 1
 
     run(test())

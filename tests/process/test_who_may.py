@@ -12,7 +12,7 @@ from tests.support import guests
 from tests.support.rig import OTHER, TENANT, Rig, make_config
 
 _TAIL = '[[executor]]\nname = "test"'
-_ENDS = ('why = "for tests"\n', 'why = "for tests"\nnot_after = 2030-01-01\n')
+_ENDS = ('task = "*"\nwhy', 'task = "*"\nnot_after = 2030-01-01\nwhy')
 _END = 1_893_456_000_000  # that day, in ms
 
 
