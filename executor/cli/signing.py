@@ -39,7 +39,7 @@ def secrets_of(config: Config, named: Sequence[Path]) -> list[SecretKey]:
     paths = list(named)
     if not paths and folder is not None and folder.is_dir():
         paths = sorted(folder.glob("*.key"))[:_KEYS_MAX]
-    return [read_key(path) for path in paths]
+    return [read_key(path, ask=True) for path in paths]
 
 
 def adopt(config: Config, repository: Repository) -> Verified:

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 
 from executor.client import Client
-from executor.core import release as releases
 from executor.core import subjects
 from executor.core.signature import SecretKey
 from executor.errors import ExecutorError
 from executor.transport.control import Control
 from executor.transport.kv import TenantKv
+from executor.transport.speaking import Speaker
 from executor.transport.trust import TrustBucket
 from executor.trust.metadata import POLICY, ROOT, tuf_key
 from executor.trust.repository import Rule
@@ -74,15 +74,18 @@ def test_from_signed_release_to_result(site: SignedSite) -> None:
 
 
 def test_a_release_in_control_counts_for_nothing(site: SignedSite) -> None:
-    """An entry that nobody signed is a security event and releases nothing."""
+    """Even an operator who may release cannot do so there: it is a security event, and no more."""
 
     async def test() -> None:
         released = await site.prepare(echo=guests.ECHO)
         life = await site.serve()
-        value = releases.encode(released["echo"], "test")
-        key = subjects.release_key(TENANT, "other")
-        await Control(await connect(site.server)).put(key, value)
+        bucket = Control(await connect(site.server))
+        speaker = Speaker(bucket, site.config().opener(), guests.OPERATOR)
+        said = {"digest": released["echo"].digest, "version": "1.0.0"}
+        await speaker.say("release", subjects.release_key(TENANT, "other"), said)
         await life.line("security-event", kind="release-not-signed")
+        async with await site.client() as client:
+            assert (await client.run("other", timeout_s=30)).code == "policy.task-unknown"
         await works(site)
 
     run(test())

@@ -15,7 +15,7 @@ from executor.transport.objects import Objects
 from executor.transport.trust import TrustBucket
 from executor.trust import believed
 from tests.servers import HasUrl, connect
-from tests.support import guests
+from tests.support import guests, speech
 from tests.support.served import TENANT, Site
 from tests.support.signers import ENVIRONMENT, Team
 
@@ -78,7 +78,8 @@ def policy(
         author=guests.AUTHOR.public.text, second=guests.STRANGER.public.text, host=host,
         revoked=f'"{revoked}"' if revoked else "", author_tasks=author_tasks,
     )  # fmt: skip
-    return (text + "".join(_TENANT.format(name=name) for name in tenants)).encode()
+    text += "".join(_TENANT.format(name=name) for name in tenants)
+    return (text + speech.TABLES).encode()
 
 
 class SignedSite(Site):
