@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from executor.core import envelope, schedule, subjects
+from executor.core.access import of_key_id
 from executor.core.envelope import Sealed
 from executor.core.schedule import Firing
 from executor.core.seal import NotAuthenticError
@@ -99,6 +100,8 @@ class Reading:
             job.request, job.firing = self._open_firing(
                 job, request, job.origin, delivery.stored_at
             )
+        if job.request.by:  # it asks in its own name as well as in its tenant's
+            job.signer = of_key_id(job.request.by)
 
     def _open_retry(self, job: Job, sealed: Sealed) -> tuple[TaskRequest, envelope.Origin]:
         self._open(job, sealed, job.delivery.stored_at)

@@ -374,6 +374,18 @@ async def test_a_signed_request_is_proved_at_each_attempt() -> None:
         assert rig.open(last).code == "policy.submitter-denied"
 
 
+async def test_a_submitters_own_role_is_enough() -> None:
+    """Where the tenant's token may ask for nothing, who signs may, by the roles of its key."""
+    alone = ("[[tenant]]", ASKER + "\nroles = []")
+    async with Rig(make_config(tenants=[TENANT], replaced=[alone])) as rig:
+        rig.publish("echo", guests.ECHO)
+        plain = rig.ask("echo", b"x")
+        assert (await rig.record(plain)).code == "policy.submitter-denied"
+        mine = rig.request("echo", b"x", id="mine")
+        rig.hand_over(signed(mine), subjects.task(TENANT, "echo"), id="mine")
+        assert (await rig.record(mine)).output == b"x"
+
+
 async def test_a_repeated_request_has_the_same_outcome() -> None:
     """A copy of a signed request finds the outcome: it runs once, though it said `fresh`."""
     async with Rig(make_config(replaced=[("[[tenant]]", ASKER)], tenants=[TENANT])) as rig:

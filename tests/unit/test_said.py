@@ -137,6 +137,11 @@ def test_a_key_counts_while_it_is_valid() -> None:
     assert said(entry(fields=FIELDS, at=late), at=late) == "by a key that was not valid then"
     value = entry(BREAKER, OPENED, signer=HOST, at=late)
     assert said(value, BREAKER, at=late) == "by a key that had expired"
+    young = replace(OPENER, executors={
+        by: replace(key, not_before=NOW + 1) for by, key in OPENER.executors.items()
+    })  # fmt: skip
+    with pytest.raises(NotAuthenticError, match="not valid yet"):
+        young.said(BREAKER, entry(BREAKER, OPENED, signer=HOST), stored_at=NOW)
 
 
 # Commands and answers.
