@@ -303,9 +303,11 @@ def _scalars(
                 if isinstance(table[key], str) and _USER_INFO.search(table[key]):
                     reader.fail("config.secret-inline", f"a login in `{name}` at {sources[name]}")
             if variable in environ:
-                sources[name] = f"environment {variable}"
+                kept, sources[name] = values[name], f"environment {variable}"
                 parsed = _from_environment(spec, environ[variable])
                 values[name] = reader.scalar(name, spec, parsed, sources[name])
+                if name == "host.mode" and kept == "production" != values[name]:
+                    reader.fail("config.invalid", f"{variable} lowers `host.mode`: it may raise it")
     return values, sources
 
 

@@ -476,6 +476,14 @@ def test_production_demands_a_signed_source() -> None:
     assert parse(PRODUCTION + SIGNED).signed
 
 
+def test_the_environment_only_raises_the_mode() -> None:
+    """A variable makes a development host one of production, and never the other way round."""
+    raised = parse(SIGNED, {"EXECUTOR_HOST_MODE": "production"})
+    assert raised.values["host.mode"] == "production"
+    with pytest.raises(ExecutorError, match="EXECUTOR_HOST_MODE lowers `host.mode`"):
+        parse(PRODUCTION + SIGNED, {"EXECUTOR_HOST_MODE": "development"})
+
+
 @pytest.mark.parametrize("mode", ["", PRODUCTION])
 @pytest.mark.parametrize("table", TABLES)
 def test_with_a_signed_source_the_file_grants_nothing(table: str, mode: str) -> None:
