@@ -480,7 +480,7 @@ def test_the_environment_only_raises_the_mode() -> None:
     """A variable makes a development host one of production, and never the other way round."""
     raised = parse(SIGNED, {"EXECUTOR_HOST_MODE": "production"})
     assert raised.values["host.mode"] == "production"
-    with pytest.raises(ExecutorError, match="EXECUTOR_HOST_MODE lowers `host.mode`"):
+    with pytest.raises(ExecutorError, match=r"EXECUTOR_HOST_MODE lowers `host\.mode`"):
         parse(PRODUCTION + SIGNED, {"EXECUTOR_HOST_MODE": "development"})
 
 
