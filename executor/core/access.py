@@ -150,4 +150,9 @@ def of_tenant(name: str) -> str:
 
 def of_key(key: PublicKey) -> str:
     """The principal that holds a key."""
-    return f"key:{key.key_id.hex()}"
+    return of_key_id(key.key_id.hex())
+
+
+def of_key_id(by: str) -> str:
+    """The same, by the key's id in hex."""
+    return f"key:{by}"
