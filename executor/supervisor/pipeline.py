@@ -35,6 +35,7 @@ from executor.model import (
     Receipt,
     Result,
     StoredMessage,
+    TaskId,
 )
 from executor.supervisor.cancelling import Cancelling
 from executor.supervisor.fallback import bounded, degraded, failed_too, stand_in
@@ -154,6 +155,9 @@ class Pipeline:
             return
         denied = self._denied(job)
         if denied is not None:
+            if not job.signer and job.first is None and job.firing is None:
+                # Whoever may not ask must not end a task under an id that it claims.
+                job.request = replace(request, id=TaskId(f"_{job.delivery.sequence}"))
             self._refuse(job, denied)
             return
         look = must_look_up(request, delivered=delivered)

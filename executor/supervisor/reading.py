@@ -100,8 +100,6 @@ class Reading:
             job.request, job.firing = self._open_firing(
                 job, request, job.origin, delivery.stored_at
             )
-        if job.request.by:  # it asks in its own name as well as in its tenant's
-            job.signer = of_key_id(job.request.by)
 
     def _open_retry(self, job: Job, sealed: Sealed) -> tuple[TaskRequest, envelope.Origin]:
         self._open(job, sealed, job.delivery.stored_at)
@@ -126,6 +124,7 @@ class Reading:
             self.trust.opener().request(sealed, tenant=tenant, task=task, stored_at=stored_at)
         except NotAuthenticError as error:
             raise ExecutorError("policy.submitter-denied", error.reason) from error
+        job.signer = of_key_id(sealed.by)  # it asks in its own name as well as in its tenant's
         return envelope.decode_signed(
             sealed, tenant, task, environment=self.environment,
             input_max=self.trust.policy().limits.input_bytes, submitted_at=stored_at,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from executor.core import abi
+from executor.core import abi, seal, subjects
 from executor.core.usage import TaskUse, Usage, name_of
+from executor.model import TaskRequest
 from executor.supervisor import usage as supervised
 from executor.supervisor.usage import Shadow
-from tests.support import guests
+from tests.support import guests, speech
 from tests.support.rig import OTHER, TENANT, Rig, make_config
 
 _TAIL = '[[executor]]\nname = "test"'
@@ -30,21 +31,53 @@ def reload(rig: Rig, *replaced: tuple[str, str]) -> None:
     rig.pipeline.decide_again()
 
 
+async def refused(rig: Rig, request: TaskRequest) -> str:
+    """The message of the refusal of a request, which stands under its place in the stream."""
+    delivery = rig.deliver(request)
+    await rig.settle_down()
+    outgoing = rig.wire.published()[-1]
+    assert outgoing.subject == f"dead.{TENANT}.{request.task}._{delivery.sequence}"
+    record = rig.open(outgoing)
+    assert record.code == "policy.submitter-denied"
+    return record.message
+
+
 @pytest.mark.covers("policy.submitter-denied")
 async def test_a_tenant_that_may_not_submit() -> None:
-    """A task that its tenant may not ask for is a dead letter, and its module is not fetched."""
+    """A task that its tenant may not ask for is a dead letter under no id that it claims.
+
+    Its module is not fetched, and another tenant's task runs.
+    """
     async with Rig(make_config(replaced=[binding("submitter", f"tenant:{TENANT}")])) as rig:
         rig.publish("echo", guests.ECHO)
         rig.publish("echo", guests.ECHO, tenant=OTHER)
-        record = await rig.record(rig.ask("echo", b"x"))
-        assert record.code == "policy.submitter-denied"
-        assert "denied to it: not now" in record.message
+        said = await refused(rig, rig.request("echo", b"x", id="mine"))
+        assert "denied to it: not now" in said
         assert rig.shelf.gets == []
         assert (await rig.record(rig.ask("echo", b"x", tenant=OTHER))).output == b"x"
 
 
+async def test_a_signer_may_what_the_tenant_may_not() -> None:
+    """With no role for the tenant's own token, who signs is served and nobody ends its task."""
+    key = guests.STRANGER.public
+    party = f'[[submitter]]\nname = "sue"\nkey = "{key.text}"\n'
+    given = f'{party}[[binding]]\nrole = "submitter"\nwho = ["sue"]\nwhy = "t"\n{_TAIL}'
+    config = make_config(
+        tenants=[TENANT], replaced=[(_TAIL, given), ("\nceiling", "\nroles = []\nceiling")]
+    )
+    async with Rig(config) as rig:
+        rig.publish("echo", guests.ECHO)
+        request = rig.request("echo", b"x", id="mine")
+        assert "no role of it has `submit` there" in await refused(rig, request)
+        draft = seal.signed_draft(request, "test")
+        (body,) = seal.seal(guests.STRANGER, [draft], at=speech.now_ms())
+        rig.hand_over(body, subjects.task(TENANT, "echo"), id="mine")
+        await rig.settle_down()
+        assert rig.records()["mine"].output == b"x"
+
+
 async def test_a_denial_reaches_what_waits() -> None:
-    """A task that was taken before the reload and has not started is judged by the new policy."""
+    """A task that was taken before the reload and has not started ends under its own id."""
     async with Rig() as rig:
         rig.publish("hold", guests.HOLD)
         rig.publish("echo", guests.ECHO)
@@ -52,13 +85,13 @@ async def test_a_denial_reaches_what_waits() -> None:
         await rig.admit_all()
         held = rig.ask("hold", b"x")
         await rig.running()
-        waiting = [rig.ask("echo", b"y") for _ in range(3)]
+        waiting = [rig.ask("echo", b"y", id=f"w{n}") for n in range(3)]
         reload(rig, binding("submitter", f"tenant:{TENANT}", tasks="echo"))
         rig.buckets.gate.set()
         assert (await rig.record(held)).output == b"x"
         codes = {(await rig.record(request)).code for request in waiting}
         assert codes <= {"", "policy.submitter-denied"}
-        assert (await rig.record(rig.ask("echo"))).code == "policy.submitter-denied"
+        await refused(rig, rig.request("echo"))
 
 
 @pytest.mark.covers("module.signer-untrusted")
