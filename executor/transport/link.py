@@ -102,6 +102,7 @@ class _Client(Client):
     def __init__(self, *, quick: bool, encrypted: bool = False) -> None:
         super().__init__()
         self._encrypted = encrypted
+        self.given_up = False
         self.deliver: dict[int, fast.Deliver] = {}  # by the number of the subscription
         if quick:
             self._ps = fast.Parser(self, self.deliver)
@@ -211,11 +212,15 @@ class Link:
         connecting = asyncio.ensure_future(client.connect(**options))
         try:
             # nats-py would retry the first connect for ever too: its first error ends it here.
-            await asyncio.wait(
-                (connecting, first),
-                timeout=self.settings.connect_timeout_ms / 1000,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
+            try:
+                await asyncio.wait(
+                    (connecting, first),
+                    timeout=self.settings.connect_timeout_ms / 1000,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+            except asyncio.CancelledError:
+                await self._give_up(client, connecting)
+                raise
             if connecting.done():
                 await connecting
                 return
@@ -230,16 +235,22 @@ class Link:
             reason = str(error) or type(error).__name__
         finally:
             self._first = None
-        connecting.cancel()
-        with contextlib.suppress(asyncio.CancelledError, *_QUIET):
-            await connecting
-        await self._discard(client)
+        await self._give_up(client, connecting)
         refused = _LOGIN.search(reason)
         raise ExecutorError(
             "transport.permission-denied" if refused else "transport.disconnected",
             reason.removeprefix("nats: "),
             url=self.settings.public_url(),
         )
+
+    async def _give_up(self, client: _Client, connecting: asyncio.Future[None]) -> None:
+        # Its `wait_for` may lose the cancellation, and it would try for ever: the flag ends it at
+        # its next error.
+        client.given_up = True
+        connecting.cancel()
+        with contextlib.suppress(asyncio.CancelledError, *_QUIET):
+            await connecting
+        await self._discard(client)
 
     async def _discard(self, client: Client) -> None:
         with contextlib.suppress(asyncio.CancelledError, AssertionError, *_QUIET):
@@ -253,6 +264,8 @@ class Link:
 
         async def on_error(error: Exception) -> None:
             nonlocal failures
+            if client.given_up:
+                raise asyncio.CancelledError
             failures += 1
             # One failure of each listed server ends the first connect.
             if self._first is not None:

@@ -139,8 +139,8 @@ class Mint:
                 self._server = await asyncio.start_unix_server(
                     self._talk, self._path, limit=_LINE_MAX
                 )
-                # Whoever holds a key may ask; what it may get is decided by key, not by user.
-                os.chmod(self._path, 0o666)  # noqa: PTH101, S103 # nosec B103
+                # Its group may ask; what it may get is decided by key, not by user.
+                os.chmod(self._path, 0o660)  # noqa: PTH101 # nosec B103
                 return address
             parts = urlsplit(address)
             if parts.scheme != "tls" or context is None:
