@@ -173,7 +173,9 @@ async def _command(
     config: Config, key: SecretKey, verb: str, tenant: str, chosen: list[Chosen]
 ) -> None:
     """Have the tenant's executors do it: they have the records, and the key that signs them."""
-    connection = await Connection.open(settings(config, "executor-dead"), lambda _n, _f: None)
+    connection = await Connection.open(
+        settings(config, "executor-dead", "operator_"), lambda _n, _f: None
+    )
     try:
         async with Commander(connection, config.opener(), key) as commander:
 

@@ -110,7 +110,9 @@ async def _weigh(config: Config, tenant: str, task: str, module: Path | None) ->
 
 
 async def _released(config: Config, tenant: str, task: str) -> bytes:
-    connection = await Connection.open(settings(config, "executor-explain"), lambda _n, _f: None)
+    connection = await Connection.open(
+        settings(config, "executor-explain", "operator_", "publisher_"), lambda _n, _f: None
+    )
     try:
         live = await _live(config, connection, tenant, task)
         if live is None:

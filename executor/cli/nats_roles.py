@@ -15,7 +15,6 @@ from typing import Any, Final
 
 import click
 
-from executor import config as configs
 from executor.cli import output
 from executor.cli.base import Verb, run_async, state, write_file
 from executor.cli.nats_folder import Folder
@@ -121,7 +120,7 @@ def mint(login: str | None, path: Path, minutes: int, listen: str | None,
         raise click.UsageError("Name a LOGIN, or serve with --listen.")
     shared = state()
     loaded, folder = shared.config(required=True), Folder(path)
-    issuer = Issuer(folder, lambda: configs.load(shared.config_path, required=True), minutes * 60)
+    issuer = Issuer(folder, lambda: shared.config(required=True), minutes * 60)
     if listen is not None:
         run_async(_serve(loaded, issuer, listen))
     elif login is not None:

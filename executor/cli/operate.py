@@ -218,7 +218,9 @@ def serve(embedded: bool, ready_file: Path | None, drain: str | None) -> None:  
 
 
 async def _drain(config: Config, key: SecretKey, name: str) -> None:
-    connection = await Connection.open(settings(config, "executor-drain"), lambda _n, _f: None)
+    connection = await Connection.open(
+        settings(config, "executor-drain", "operator_"), lambda _n, _f: None
+    )
     try:
         async with Commander(connection, config.opener(), key) as commander:
             await commander.ask("drain", "", "", executor=name)

@@ -62,7 +62,9 @@ async def push(connection: Connection, repository: Repository) -> int:
 
 async def push_now(config: Config, repository: Repository) -> int:
     """The same over a connection of its own. Errors  `transport.*`."""
-    connection = await Connection.open(settings(config, "executor-trust"), lambda _n, _f: None)
+    connection = await Connection.open(
+        settings(config, "executor-trust", "trust_"), lambda _n, _f: None
+    )
     try:
         return await push(connection, repository)
     finally:

@@ -409,7 +409,10 @@ def refresh() -> None:
                             hint='set it to "tuf"')  # fmt: skip
 
     async def main() -> Any:
-        how = settings(config, "executor-trust")
+        # Whatever login is here: everybody may fetch what they verify themselves.
+        own = f"executor_{config.text('host.name')}"
+        how = settings(config, "executor-trust", "trust_", own, "publisher_", "operator_",
+                       "client_", "reader_", "submitter_")  # fmt: skip
         connection = await Connection.open(how, lambda _name, _facts: None)
         try:
             return await fetch_and_verify(config, connection)

@@ -54,14 +54,23 @@ def _reads(stream: str) -> tuple[str, str]:
     return f"{_GET}{stream}.>", f"{_GET}{stream}"
 
 
-_SUBMIT: Final = ("task.{t}.*",)
-_CANCEL: Final = {"cancel": ("$KV.CONTROL.cancel.{t}.>",)}
+# Verified by whoever reads it, and no secret: every host and person may fetch it.
+_TRUST: Final = (f"{_GET}KV_TRUST.>",)
+
+
+def _says(key: str) -> tuple[str, str]:
+    """An entry of CONTROL: written, and read back before and after."""
+    return f"$KV.CONTROL.{key}", f"{_GET}KV_CONTROL.$KV.CONTROL.{key}"
+
+
+_SUBMIT: Final = ("task.{t}.*", *_TRUST)
+_CANCEL: Final = {"cancel": _says("cancel.{t}.>")}
 _READ: Final = _reads("OUTCOMES_{t}")
 _LIVE: Final = ("stored.result.{t}.>", "stored.dead.{t}.>")
 
 ROLES: Final[Mapping[str, Role]] = {
     "submitter": Role("tenant", _SUBMIT, by_action=_CANCEL, needs=("submit",)),
-    "reader": Role("tenant", _READ, _LIVE, needs=("read",)),
+    "reader": Role("tenant", (*_READ, *_TRUST), _LIVE, needs=("read",)),
     "client": Role("tenant", (*_SUBMIT, *_READ), _LIVE, by_action=_CANCEL,
                    needs=("submit", "read")),
     "executor": Role(
@@ -79,13 +88,15 @@ ROLES: Final[Mapping[str, Role]] = {
             f"{_API}CONSUMER.INFO.TASKS_{{t}}.executor",
             "control.status.{n}", "audit.exec.{n}",
         ),
-        ("stored.control.>", "stored.trust.>", "$KV.TRUST.>", "control.all", "control.{n}"),
+        ("stored.control.>", "stored.trust.>", "$KV.TRUST.>", "control.all", "control.{n}",
+         "control.tenant.{t}"),
     ),
     "publisher": Role(
         "publisher",
         # A release chooses among what was signed for its task: publishers write it themselves.
         ("$O.MODULES.C.>", "$O.MODULES.M.>", *_reads("OBJ_MODULES"),
-         "$KV.CONTROL.release.{t}.*"),
+         *_says("release.{t}.*"), *_TRUST),
+        by_action={"release": ("$KV.TRUST.>",)},
     ),
     "trust": Role("operator", ("$KV.TRUST.>", *_reads("KV_TRUST")), ("stored.trust.>",),
                   needs=("change-policy",)),
@@ -95,8 +106,8 @@ ROLES: Final[Mapping[str, Role]] = {
             f"{_API}INFO", f"{_API}STREAM.INFO.*", f"{_API}STREAM.NAMES",
             f"{_API}CONSUMER.INFO.*.*", f"{_API}CONSUMER.NAMES.*",
             # Its verbs look before they write. Neither holds payloads but those of schedules.
-            *_reads("KV_CONTROL"), f"{_GET}LATER.later.*.*.*.cron",
-            "control.*", "audit.oper.{n}",
+            *_reads("KV_CONTROL"), f"{_GET}LATER.later.*.*.*.cron", *_reads("OBJ_MODULES"),
+            *_TRUST, "audit.oper.{n}",
         ),
         ("control.status.*",),
         by_action={
@@ -105,6 +116,8 @@ ROLES: Final[Mapping[str, Role]] = {
             "cancel": ("$KV.CONTROL.cancel.{t}.>",),
             "submit": ("$KV.CONTROL.schedule.{t}.>",),
             "release": ("$KV.CONTROL.release.{t}.*",),
+            "retry": ("control.tenant.{t}",), "discard": ("control.tenant.{t}",),
+            "drain": ("control.*",),
         },
     ),
     "auditor": Role(
@@ -146,7 +159,7 @@ def rights(role: str, name: str, tenants: Iterable[str], may: Callable[[str, str
         if allowed:
             publish += expand(templates, allowed)
     return Rights(
-        tuple(publish),
+        tuple(dict.fromkeys(publish)),
         (f"{inbox(role, name)}.>", *expand(row.subscribe, served)),
         row.denied,
     )

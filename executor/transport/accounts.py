@@ -148,7 +148,11 @@ def _holder(
         keys = [entry.key for entry in entries]
         tenants = [t for t in every if any({ANY, t} & set(entry.tenants) for entry in entries)]
     elif whose == "publisher":
-        signers = [p for p in document.publishers if p.name == name and live(p.key, 0, 0)]
+        signers = [
+            p
+            for p in document.publishers
+            if p.name == name and live(p.key, p.not_before, p.not_after)
+        ]
         keys = [signer.key for signer in signers]
         of = {pattern.partition("/")[0] for signer in signers for pattern in signer.tasks}
         tenants = [t for t in every if {ANY, t} & of]
@@ -211,6 +215,15 @@ def _imports(document: Document, tenant: str) -> tuple[Import, ...]:
     return tuple(found)
 
 
+def _exports(accounts: Iterable[Account]) -> dict[Import, list[str]]:
+    """What the executors' account gives, and to whom."""
+    given: dict[Import, list[str]] = {}
+    for account in accounts:
+        for each in account.imports:
+            given.setdefault(each, []).append(account.name)
+    return given
+
+
 # The server's own file.
 
 
@@ -250,11 +263,10 @@ def static(accounts: Iterable[Account], place: Place) -> str:
         lines.append(f"  {account.name}: {{")
         if account.name == EXECUTORS:
             lines += ["    jetstream: enabled", "    exports: ["]
-            for other in accounts:
-                for each in other.imports:
-                    many = ", response_type: stream" if each.many else ""
-                    lines.append(f"      {{ {each.kind}: {_quoted(each.subject)}{many}, "
-                                 f"accounts: [{other.name}] }}")  # fmt: skip
+            for each, takers in _exports(accounts).items():
+                many = ", response_type: stream" if each.many else ""
+                lines.append(f"      {{ {each.kind}: {_quoted(each.subject)}{many}, "
+                             f"accounts: [{', '.join(takers)}] }}")  # fmt: skip
             lines.append("    ]")
         elif account.imports:
             lines.append("    imports: [")
@@ -312,13 +324,12 @@ def signed(
     accounts, root = tuple(accounts), key("operator", jwt.OPERATOR)
     signing = key("operator-signing", jwt.OPERATOR)
     core = key(f"account_{EXECUTORS}", jwt.ACCOUNT)
-    exports: list[Claims] = []
+    exports = [_export(each) for each in _exports(accounts)]
     tokens: dict[str, tuple[str, str]] = {}
     publics = {a.name: key(f"account_{a.name}", jwt.ACCOUNT).public for a in accounts}
-    for account in sorted(accounts, key=lambda a: a.name == EXECUTORS):
+    for account in accounts:
         public = publics[account.name]
         imports = [_import(core, public, each, now) for each in account.imports]
-        exports += [_export(each) for each in account.imports]
         scopes: dict[str, Claims] = {}
         for login, given in account.users:
             name = scope_name(login.role, login.name)

@@ -125,6 +125,9 @@ def test_all_verbs_work_with_their_roles(realm: Realm, tmp_path: Path) -> None:
         await realm.call("result", found["id"], *of)
         assert "bad" in await realm.call("dead", "list", *of)
         await realm.call("dead", "show", "bad", *of)
+        await realm.call("dead", "retry", "bad", *of)
+        await realm.call("dead", "discard", "bad", "--yes", *of)
+        await realm.call("grant", "explain", "acme/echo")
         await realm.call("pause", "acme/echo")
         await realm.call("submit", "echo", "--id", "held", *of)
         await realm.call("resume", "acme/echo")
@@ -135,9 +138,11 @@ def test_all_verbs_work_with_their_roles(realm: Realm, tmp_path: Path) -> None:
         await realm.call("schedule", "add", "acme/echo", "--every", "1h", "--id", "hourly")
         await realm.call("schedule", "list")
         await realm.call("schedule", "remove", "hourly", *of)
+        await realm.call("cancel", "nobody", "--timeout", "10ms", *of)
+        await realm.call("serve", "--drain", "local")
+        assert await life.exit_status() == 0
         assert not life.events("security-event")
         assert "Violation" not in realm.server.log()
-        await realm.call("cancel", "nobody", "--timeout", "10ms", *of)
 
     run(test(), bound_s=110)
 

@@ -30,6 +30,8 @@ _CONFIG = f"""
 environment = "test"
 name = "local"
 key_file = "executor.key"
+[keys]
+operator_file = "operator.key"
 [nats]
 url = "nats://127.0.0.1:4222"
 logins = "nats/users"
@@ -73,6 +75,10 @@ role = "submitter"
 who = ["ann"]
 why = "schedules"
 [[binding]]
+role = "releaser"
+who = ["ann"]
+why = "says what is live"
+[[binding]]
 role = "policy-signer"
 who = ["sig"]
 why = "signs"
@@ -89,8 +95,9 @@ class Realm:
         self.with_jwt = with_jwt
         self.tls = tls
         folder.mkdir(exist_ok=True)
-        (folder / "executor.key").write_bytes(guests.HOST.pem())
-        (folder / "executor.key").chmod(0o600)
+        for name, secret in (("executor", guests.HOST), ("operator", guests.STRANGER)):
+            (folder / f"{name}.key").write_bytes(secret.pem())
+            (folder / f"{name}.key").chmod(0o600)
         self.write()
         made = self.nats.make_logins(self.config().document)
         assert "client_acme" in made
