@@ -17,8 +17,8 @@ from tests.support import guests, load
 from tests.support.proxy import Frame, Proxy, is_ack, is_delivery
 from tests.support.served import Site, until
 
-# The buckets reserve 128 MiB and the queue 1; what is over is for outcomes and for the filler.
-LIMIT_MIB = 140
+# The buckets reserve 192 MiB and the queue 1; what is over is for outcomes and for the filler.
+LIMIT_MIB = 204
 SERVER = f"jetstream {{ max_file_store: {LIMIT_MIB}MB }}"
 
 ACCOUNT = f"""
