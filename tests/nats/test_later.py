@@ -220,7 +220,8 @@ def test_a_tenant_is_removed_while_executors_run(site: Site) -> None:
         await site.all_ended(1)
         site.write(tenants=(OTHER,))
         mouth = Speaker(bucket, site.config().opener(), guests.OPERATOR)
-        assert await mouth.forget_tenant(TENANT) == 3
+        # Two releases, a schedule, and what was used, if an executor has told of that by now.
+        assert await mouth.forget_tenant(TENANT) in {3, 4}
         assert await mouth.forget_tenant(TENANT) == 0
         assert f"LATER/{TENANT}" in await streams.remove_tenant(connection, TENANT)
         life.signal(signal.SIGHUP)
