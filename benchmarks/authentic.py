@@ -22,6 +22,7 @@ from executor import config as configs
 from executor.cli.serving import Host
 from executor.core import seal
 from executor.core.envelope import Draft
+from executor.core.seal import Signer
 from executor.core.signature import SecretKey
 from executor.telemetry import Log, Telemetry
 
@@ -43,7 +44,7 @@ class Sealing:
 async def _at_load(tasks: int, round_: int) -> Sealing:
     found, sealed = Sealing(), seal.seal
 
-    def timed(key: SecretKey, drafts: Sequence[Draft], *, at: int) -> list[bytes]:
+    def timed(key: Signer, drafts: Sequence[Draft], *, at: int) -> list[bytes]:
         begin = time.thread_time_ns()
         bodies = sealed(key, drafts, at=at)
         found.cpu_ns += time.thread_time_ns() - begin

@@ -23,7 +23,7 @@ from executor import config as configs
 from executor.config import Config
 from executor.core import content, envelope, seal, subjects
 from executor.core.envelope import Record
-from executor.core.seal import ExecutorKey, NotAuthenticError, Opener
+from executor.core.seal import ExecutorKey, NotAuthenticError, Opener, Signer
 from executor.core.signature import PublicKey, SecretKey
 from executor.errors import ExecutorError
 from executor.model import PAYLOAD_MAX, Receipt, StoredMessage, TaskId, TaskRequest
@@ -148,7 +148,7 @@ class Client:
     def __init__(
         self, connection: Connection, tenant: str, environment: str, opener: Opener,
         traced: Callable[[str, str, str], str] | None = None, signer: SecretKey | None = None,
-        operator: Callable[[], SecretKey | None] = lambda: None,
+        operator: Callable[[], Signer | None] = lambda: None,
     ) -> None:  # fmt: skip
         self.tenant = tenant
         self.environment = environment
@@ -167,7 +167,7 @@ class Client:
         executors: Iterable[str | PublicKey] = (), opener: Opener | None = None,
         environment: str = "dev", creds_file: str = "", settings: Settings | None = None,
         traced: Callable[[str, str, str], str] | None = None, signer: SecretKey | None = None,
-        operator: Callable[[], SecretKey | None] = lambda: None,
+        operator: Callable[[], Signer | None] = lambda: None,
     ) -> Self:  # fmt: skip
         """Connect. `executors` are the public keys whose outcomes are believed.
 
@@ -197,7 +197,7 @@ class Client:
     async def from_config(
         cls, config: Config | Path | str = configs.FILE, tenant: str | None = None,
         traced: Callable[[str, str, str], str] | None = None,
-        operator: Callable[[], SecretKey | None] | None = None,
+        operator: Callable[[], Signer | None] | None = None,
     ) -> Self:  # fmt: skip
         """Connect as `executor.toml` says; without `tenant`, to its first one.
 

@@ -18,6 +18,7 @@ from typing import Any, Final
 from executor import config_document
 from executor.config_document import TABLES, Document
 from executor.config_tables import LIMIT_NAMES, Key, Reader, Value
+from executor.core.glass import Glass
 from executor.core.policy import Policy, Publisher
 from executor.core.seal import ExecutorKey, Opener, by_id
 from executor.core.settlement import RETRY_AFTER_MAX_MS, Rules
@@ -52,6 +53,8 @@ KEYS: Final[dict[str, dict[str, Key]]] = {
     "keys": {
         "operator_file": Key("", "signs what you tell executors: pause, cancel, publish, retry …"),
         "submitter_file": Key("", "signs your requests, where set; made by `executor keygen`"),
+        "session_folder": Key("session", "of `executor session start`: its key signs in place of "
+                              "the operator's, for hours"),
     },
     "nats": {
         "url": Key("nats://127.0.0.1:4222", "nats-server's own default"),
@@ -172,13 +175,14 @@ class Config:
         """Digests and key ids that count no more."""
         return self.document.revoked
 
-    def opener(self) -> Opener:
-        """Checks what is signed, by these keys and this policy."""
+    def opener(self, glass: Glass | None = None) -> Opener:
+        """Checks what is signed, by these keys and this policy, and what is broken open."""
         document = self.document
         return Opener(
             self.text("host.environment"),
             {entry.key.key_id.hex(): entry for entry in document.executors}, document.revoked,
             by_id(document.operators), by_id(document.submitters), document.access,
+            glass or Glass(),
         )  # fmt: skip
 
     def secret(self, name: str) -> SecretKey | None:

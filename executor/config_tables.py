@@ -8,7 +8,7 @@ import datetime as dt
 import difflib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -400,13 +400,18 @@ def executor(table: _Table) -> ExecutorKey:
 
 
 def party(table: _Table) -> Party:
-    """One [[operator]], [[submitter]] or [[builder]]."""
+    """One [[submitter]] or [[builder]]."""
     return Party(
         table.token("name"), table.key("key"), table.date("not_before"), table.date("not_after")
     )
 
 
-operator = submitter = builder = party
+submitter = builder = party
+
+
+def operator(table: _Table) -> Party:
+    """One [[operator]]: from `sessions_from` on its key signs nothing but sessions."""
+    return replace(party(table), sessions_from=table.date("sessions_from"))
 
 
 def role(table: _Table) -> tuple[str, frozenset[str]]:

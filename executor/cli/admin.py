@@ -12,8 +12,8 @@ import click
 from executor import config as configs
 from executor.cli import nats_roles, output
 from executor.cli.base import Family, run_async, state, write_file
-from executor.cli.modules import operator_key
 from executor.cli.serving import queue, settings, stream_options
+from executor.cli.sessions import operator_key
 from executor.config import Config
 from executor.core import subjects
 from executor.errors import ExecutorError

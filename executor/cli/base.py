@@ -128,10 +128,11 @@ class Family(click.Group):
             ) from None
 
     def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        """In one paragraph: a family's screen is for its verbs, whose help explains them."""
+        """In one line: a family's screen is for its verbs, whose help explains them."""
         records = (parameter.get_help_record(context) for parameter in self.get_params(context))
-        with formatter.section("Options"):
-            formatter.write_text(" · ".join(record[0] for record in records if record))
+        names = [record[0].split(",")[0].split(" [")[0] for record in records if record]
+        formatter.write_paragraph()
+        formatter.write_text(f"Options: {' · '.join(names)}")
         self.format_commands(context, formatter)
 
 

@@ -10,8 +10,7 @@ from typing import Final, Self
 
 from executor.cli import output
 from executor.core import control, seal, subjects
-from executor.core.seal import COMMAND_MS, NotAuthenticError, Opener
-from executor.core.signature import SecretKey
+from executor.core.seal import COMMAND_MS, NotAuthenticError, Opener, Signer
 from executor.errors import ExecutorError
 from executor.transport.connection import Connection, Message, Subscription
 
@@ -28,7 +27,7 @@ class Commander:
 
     connection: Connection
     opener: Opener
-    key: SecretKey
+    key: Signer
     _waiting: dict[str, tuple[str, asyncio.Future[_Fields]]] = field(default_factory=dict)
     _subscription: Subscription | None = None
 

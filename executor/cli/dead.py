@@ -16,13 +16,13 @@ from executor.cli import letters, output
 from executor.cli.base import Family, pick_tenant, run_async, state, unwritable
 from executor.cli.commanding import Commander
 from executor.cli.letters import Chosen, Filters, Line
-from executor.cli.modules import operator_key
 from executor.cli.operate import outcome_fields
 from executor.cli.serving import settings
+from executor.cli.sessions import operator_key
 from executor.client import Client, TaskOutcome
 from executor.config import Config
 from executor.core import again, control
-from executor.core.signature import SecretKey
+from executor.core.seal import Signer
 from executor.transport.connection import Connection
 
 # Of the twelve limits, those that people set.
@@ -170,7 +170,7 @@ def retry(
 
 
 async def _command(
-    config: Config, key: SecretKey, verb: str, tenant: str, chosen: list[Chosen]
+    config: Config, key: Signer, verb: str, tenant: str, chosen: list[Chosen]
 ) -> None:
     """Have the tenant's executors do it: they have the records, and the key that signs them."""
     connection = await Connection.open(

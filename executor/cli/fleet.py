@@ -17,8 +17,8 @@ from executor.cli import output
 from executor.cli.base import Family, Verb, run_async, split_task, state
 from executor.cli.control import with_control
 from executor.cli.heartbeat import BEAT_S, GONE_MS
-from executor.cli.modules import operator_key
 from executor.cli.operate import duration_ms
+from executor.cli.sessions import operator_key
 from executor.config import Config
 from executor.core import control, subjects
 from executor.core.breaker import Breaker
@@ -113,7 +113,7 @@ def resume(task: str, tenant: str | None) -> None:
 
 @click.group("quarantine", cls=Family)
 def quarantine() -> None:
-    """Look at modules that are kept from running, lift or impose it."""
+    """Look at modules kept from running, lift or impose it."""
 
 
 def _digest(text: str) -> str:

@@ -18,6 +18,7 @@ from executor import __version__
 from executor.cli import (
     admin,
     bench,
+    breaking,
     building,
     dead,
     demo,
@@ -30,6 +31,7 @@ from executor.cli import (
     running,
     scanning,
     schedule,
+    sessions,
     starting,
     trust,
     understanding,
@@ -112,7 +114,8 @@ _TOPICS: Final = {"exit-codes": _exit_codes, "environment": _environment}
 for _verb in (
     *demo.VERBS, *starting.VERBS, *running.VERBS, *building.VERBS, *modules.VERBS,
     *scanning.VERBS, *operate.VERBS, *schedule.VERBS, *dead.VERBS, *fleet.VERBS, *admin.VERBS,
-    *bench.VERBS, *trust.VERBS, *grants.VERBS, *policy.VERBS, *understanding.VERBS,
+    *bench.VERBS, *trust.VERBS, *grants.VERBS, *policy.VERBS, *sessions.VERBS, *breaking.VERBS,
+    *understanding.VERBS,
     topic_help,
 ):  # fmt: skip
     cli.add_command(_verb)

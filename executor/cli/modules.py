@@ -96,18 +96,6 @@ def read_key(path: Path, *, ask: bool = False) -> SecretKey:
         ) from None  # fmt: skip
 
 
-def operator_key(config: Config) -> SecretKey:
-    """The key of whoever calls. Errors  `config.missing`, `config.invalid`."""
-    path = config.path("keys.operator_file")
-    if path is None:
-        raise ExecutorError(
-            "config.missing", "`keys.operator_file` is not set: what executors are told is signed",
-            hint='executor keygen keys/operator; then operator_file = "keys/operator.key" under '
-            "[keys], its [[operator]] and a [[binding]] of its roles",
-        )  # fmt: skip
-    return read_key(path, ask=True)
-
-
 @click.command("keygen", cls=Verb)
 @click.argument("name", type=click.Path(path_type=Path))
 @click.option(

@@ -28,13 +28,14 @@ from executor.cli.base import (
     with_input,
 )
 from executor.cli.commanding import Commander
-from executor.cli.modules import examine, operator_key, read_statement, wanted
+from executor.cli.modules import examine, read_statement, wanted
 from executor.cli.serving import Host, queue, settings, stream_options
 from executor.cli.serving import serve as serve_host
+from executor.cli.sessions import operator_key
 from executor.client import Client, TaskOutcome
 from executor.config import Config
 from executor.core import policy, provenance, signature, subjects
-from executor.core.signature import SecretKey
+from executor.core.seal import Signer
 from executor.errors import ExecutorError
 from executor.model import Release
 from executor.supervisor import vouching
@@ -89,7 +90,7 @@ class Published:
 
 async def publish_module(
     config: Config, data: bytes, tenant: str, statement: bytes | None = None, *,
-    key: SecretKey | None = None,
+    key: Signer | None = None,
 ) -> Published:  # fmt: skip
     """Verify, compile, store by digest, release.
 
@@ -141,7 +142,7 @@ async def publish_module(
 
 
 async def store(
-    connection: Connection, config: Config, live: Release, data: bytes, key: SecretKey | None
+    connection: Connection, config: Config, live: Release, data: bytes, key: Signer | None
 ) -> bool:
     """Put the bytes under the release's digest and point the task's name at it.
 
@@ -199,7 +200,7 @@ def publish(module: Path, tenant: str | None, statement: Path | None) -> None:
 @click.option("--ready-file", type=click.Path(path_type=Path), help="Made when it is ready.")
 @click.option("--drain", metavar="NAME", help="Start none: have the executor NAME drain and end.")
 def serve(embedded: bool, ready_file: Path | None, drain: str | None) -> None:  # noqa: FBT001
-    """Take tasks from NATS, run them in sandboxes, publish outcomes.
+    """Take tasks from NATS, run them in sandboxes, say outcomes.
 
     The first SIGTERM or ctrl-C drains, the second stops now; SIGHUP reloads executor.toml.
 
@@ -217,7 +218,7 @@ def serve(embedded: bool, ready_file: Path | None, drain: str | None) -> None:  
     run_async(_serve(config, log, embedded=embedded, ready_file=ready_file))
 
 
-async def _drain(config: Config, key: SecretKey, name: str) -> None:
+async def _drain(config: Config, key: Signer, name: str) -> None:
     connection = await Connection.open(
         settings(config, "executor-drain", "operator_"), lambda _n, _f: None
     )
@@ -495,7 +496,7 @@ def cancel(task_id: str, tenant: str | None, task: str | None, timeout: int) -> 
 
 
 async def _cancel(
-    config: Config, key: SecretKey, which: tuple[str, str | None, str], timeout_s: float
+    config: Config, key: Signer, which: tuple[str, str | None, str], timeout_s: float
 ) -> tuple[bool, TaskOutcome | None]:
     tenant, task, task_id = which
     async with await Client.from_config(config, tenant, operator=lambda: key) as client:

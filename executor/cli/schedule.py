@@ -22,14 +22,13 @@ from executor.cli.base import (
     state,
     with_input,
 )
-from executor.cli.modules import operator_key
 from executor.cli.operate import duration_ms
 from executor.cli.serving import settings
+from executor.cli.sessions import operator_key
 from executor.config import Config
 from executor.core import control, schedule, subjects
 from executor.core.schedule import Schedule
-from executor.core.seal import NotAuthenticError, Opener
-from executor.core.signature import SecretKey
+from executor.core.seal import NotAuthenticError, Opener, Signer
 from executor.errors import ExecutorError
 from executor.model import StoredMessage
 from executor.transport.connection import Connection
@@ -150,7 +149,7 @@ def _default_id(wanted: Schedule) -> str:
 
 
 async def _add(
-    connection: Connection, config: Config, signer: SecretKey, name: _Name, wanted: Schedule
+    connection: Connection, config: Config, signer: Signer, name: _Name, wanted: Schedule
 ) -> tuple[str, bool]:
     """What became of it, and whether its task is known."""
     bucket, opener = Control(connection), config.opener()
@@ -263,7 +262,7 @@ def remove(schedule_id: str, tenant: str | None, task: str | None) -> None:
 
 
 async def _remove(
-    connection: Connection, config: Config, signer: SecretKey, wanted: tuple[str, str | None, str]
+    connection: Connection, config: Config, signer: Signer, wanted: tuple[str, str | None, str]
 ) -> _Name:
     tenant, task, schedule_id = wanted
     tasks = [

@@ -257,7 +257,7 @@ class Host:
         self._heartbeat = Heartbeat(
             self.connection, self.config.text("host.name"), self._environment, self._sign,
             self._clock, self.telemetry, self._report, self._unready,
-            self.config.path("host.health_file"), self._say_usage,
+            self.config.path("host.health_file"), self._each_beat,
         )  # fmt: skip
         await adopt_usage(
             self.connection, self._board, self._heartbeat.life, self.config, self.pipeline.usage
@@ -333,6 +333,11 @@ class Host:
     def _sign(self, key: str, payload: bytes) -> bytes:
         """The value that says `payload` under a key of CONTROL."""
         return seal.say(self._key, self._environment, key, payload, at=self._clock.now_ms())
+
+    def _each_beat(self) -> None:
+        if hasattr(self, "_steering"):  # the first beat tells the clock, before all else
+            self._steering.look_at_clock()
+        self._say_usage()
 
     def _say_usage(self) -> None:
         """What tasks used since the last time, for `executor grant report`."""

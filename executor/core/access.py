@@ -18,7 +18,7 @@ from executor.core.signature import PublicKey
 ANY: Final = "*"
 ACTIONS: Final = (
     "submit", "read", "retry", "discard", "cancel", "pause", "quarantine", "drain", "publish",
-    "release", "change-policy",
+    "release", "change-policy", "approve",
 )  # fmt: skip
 # Task names come from whoever submits: more decisions than this are not kept.
 _KNOWN_MAX: Final = 10_000
@@ -31,21 +31,30 @@ BUILT_IN: Final[Mapping[str, frozenset[str]]] = {
     "publisher": frozenset({"publish"}),
     "releaser": frozenset({"release"}),
     "policy-signer": frozenset({"change-policy"}),
+    "approver": frozenset({"approve"}),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Party:
-    """A key that may ask for something: an operator's or a submitter's. Times in ms, 0: none."""
+    """A key that may ask for something: an operator's or a submitter's. Times in ms, 0: none.
+
+    From `sessions_from` on an operator's key signs nothing but sessions.
+    """
 
     name: str
     key: PublicKey
     not_before: int = 0
     not_after: int = 0
+    sessions_from: int = 0
 
     def valid_at(self, at: int) -> bool:
         """Whether what the key signed at `at` may count."""
         return self.not_before <= at and (not self.not_after or at <= self.not_after)
+
+    def needs_session(self, at: int) -> bool:
+        """Whether what the key itself signed at `at` counts for nothing."""
+        return bool(self.sessions_from) and at >= self.sessions_from
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +83,7 @@ class Decision:
 
     allowed: bool
     why: str
+    denied: bool = False  # by a binding that says so, which nothing overrides
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +120,8 @@ class Access:
             ):
                 continue
             if binding.deny:
-                return Decision(False, f"`{binding.role}` is denied to it: {binding.why}")
+                why = f"`{binding.role}` is denied to it: {binding.why}"
+                return Decision(False, why, denied=True)
             allowed = allowed or binding
         if allowed is None:
             return Decision(False, f"no role of it has `{action}` there")

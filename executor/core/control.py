@@ -44,6 +44,14 @@ TYPES: Final[Mapping[str, Mapping[str, type]]] = {
         "tenant": str, "code": str, "detail": str, "task": str, "id": str, "sequence": int,
         "duplicate": int,
     },
+    # Certificate of a session's key, in the envelopes that the key signed.
+    "session": {"key": bytes, "exp": int},
+    # What is to be broken open; whoever approves says its SHA-256; both approvals with it, sealed.
+    "request": {
+        "action": str, "tenant": str, "task": str, "who": str, "why": str, "exp": int,
+    },
+    "approval": {"request": bytes},
+    "break-glass": {"request": bytes, "first": bytes, "second": bytes},
 }  # fmt: skip
 # Who may say an entry: a person with this action, or an executor for the tenants it serves.
 ACTIONS: Final[Mapping[str, str]] = {

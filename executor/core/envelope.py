@@ -40,6 +40,7 @@ from executor.values import light_dataclass
 
 VERSION: Final = 2  # the highest of a record
 SIGNED: Final = 3
+WITH_SESSION: Final = 2  # of `control`
 VERSIONS: Final = (1, 2, 3)  # what is read
 # The input cap plus room for the other fields. A retry adds its signature and history, a dead
 # letter its report, and both still fit the 1 MiB that a NATS server accepts by default.
@@ -81,6 +82,7 @@ class Sealed:
     payload: bytes
     proof: Proof
     version: int = 1
+    session: bytes = b""  # of `control`: the certificate of the key that signed for `by`
 
 
 @light_dataclass(frozen=True, slots=True)
@@ -391,16 +393,17 @@ def _check_size(size: int, most: int) -> None:
 
 def encode_sealed(sealed: Sealed) -> bytes:
     """The body of an authenticated envelope."""
-    proof = sealed.proof
+    proof, session = sealed.proof, {"session": sealed.session} if sealed.session else {}
     body: bytes = msgpack.packb({
         "v": sealed.version, "typ": sealed.typ, "aud": sealed.aud, "id": sealed.id, "by": sealed.by,
         "iat": sealed.iat, "payload": sealed.payload, "count": proof.count, "index": proof.index,
-        "path": proof.path, "sig": proof.signature,
+        "path": proof.path, "sig": proof.signature, **session,
     })  # fmt: skip
     return body
 
 
 def _sealed(fields: _Fields, typ: str, version: int) -> Sealed:
+    held = typ == "control" and version == WITH_SESSION
     sealed = Sealed(
         typ=typ, aud=fields.text("aud", most=_AUDIENCE_MAX), id=fields.text("id", most=64),
         by=fields.text("by", most=64), iat=fields.count("iat"), payload=fields.data("payload"),
@@ -409,6 +412,7 @@ def _sealed(fields: _Fields, typ: str, version: int) -> Sealed:
             path=fields.data("path"), signature=fields.data("sig"),
         ),
         version=version,
+        session=fields.data("session", b"") if held else b"",
     )  # fmt: skip
     fields.done()
     return sealed

@@ -108,6 +108,8 @@ ROLES: Final[Mapping[str, Role]] = {
             # Its verbs look before they write. Neither holds payloads but those of schedules.
             *_reads("KV_CONTROL"), f"{_GET}LATER.later.*.*.*.cron", *_reads("OBJ_MODULES"),
             *_TRUST, "audit.oper.{n}",
+            # What counts there two others have signed.
+            "$KV.CONTROL.break-glass.*",
         ),
         ("control.status.*",),
         by_action={

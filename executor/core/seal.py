@@ -13,12 +13,14 @@ stored, give or take `FRESH_MS`: a copy that is stored again later is nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
-from executor.core import control, envelope, signature, subjects
+from executor.core import control, envelope, session, signature, subjects
 from executor.core.access import ANY, Access, Party, of_key
 from executor.core.envelope import Draft, Record, Sealed
+from executor.core.glass import Glass
+from executor.core.session import Certificate, Session
 from executor.core.signature import BatchVerifier, PublicKey, SecretKey
 from executor.errors import ExecutorError
 from executor.model import StoredMessage, TaskRequest
@@ -27,6 +29,8 @@ BATCH_MAX: Final = signature.BATCH_MAX
 # Between signing and storing, either way: the clocks of people's machines are off by minutes.
 FRESH_MS: Final = 300_000
 COMMAND_MS: Final = 60_000  # how long a command may be carried out
+
+Signer = SecretKey | Session
 
 
 class NotAuthenticError(Exception):
@@ -58,6 +62,8 @@ class Said:
     fields: dict[str, control.Value] | None
     by: str  # key id
     iat: int  # ms
+    session: str = ""  # key id of the session that signed for `by`
+    glass: str = ""  # the opening without which `by` might not say it
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +93,15 @@ class Opener:
     operators: Mapping[str, Party] = field(default_factory=dict)
     submitters: Mapping[str, Party] = field(default_factory=dict)
     access: Access = field(default_factory=Access)
+    glass: Glass = field(default_factory=Glass)
     _verifier: BatchVerifier = field(default_factory=BatchVerifier)
 
     def open(self, sealed: Sealed, *, typ: str, subject: str, task_id: str, tenant: str,
              stored_at: int) -> None:  # fmt: skip
         """Return if `sealed` may be believed of an executor. Raises `NotAuthenticError`."""
         self._bound(sealed, typ, subject, task_id)
+        if sealed.session:
+            raise NotAuthenticError("an executor has no session")
         signer = self._executor(sealed.by, stored_at, tenant)
         self._proved(sealed, signer.key)
 
@@ -103,7 +112,8 @@ class Opener:
             raise NotAuthenticError("made for another subject or environment")
         if sealed.id != token:
             raise NotAuthenticError("of another task id")
-        if typ == "control" and sealed.version != control.VERSION:
+        version = envelope.WITH_SESSION if sealed.session else control.VERSION
+        if typ == "control" and sealed.version != version:
             raise NotAuthenticError(f"of version {sealed.version}")
 
     def _executor(self, by: str, at: int, tenant: str) -> ExecutorKey:
@@ -119,13 +129,37 @@ class Opener:
             raise NotAuthenticError("by a key that may not speak for this tenant")
         return signer
 
-    def _party(self, by: str, at: int, parties: Mapping[str, Party]) -> Party:
+    def _party(self, by: str, at: int, parties: Mapping[str, Party], session_id: str) -> Party:
         party = parties.get(by)
         if party is None or by in self.revoked:
             raise NotAuthenticError("by nobody who is listed")
         if not party.valid_at(at):
             raise NotAuthenticError("by a key that was not valid then")
+        if session_id in self.revoked:
+            raise NotAuthenticError("in a session that is revoked")
+        if not session_id and party.needs_session(at):
+            raise NotAuthenticError("by a key that may sign nothing but sessions")
         return party
+
+    def _session(self, sealed: Sealed, at: int) -> Certificate | None:
+        """The certificate that the message brings, if it holds at `at`: the reader's time, too.
+
+        None for a message that its author's own key signed.
+        """
+        if not sealed.session:
+            return None
+        found = session.read(sealed.session, self.environment)
+        holder = self.operators.get(sealed.by)
+        if found.sealed.session or found.sealed.by != sealed.by or holder is None:
+            raise NotAuthenticError("in a session of somebody else")
+        self._bound(found.sealed, "control", session.place(found.id), found.id)
+        begin = found.sealed.iat
+        if not holder.valid_at(begin) or not begin <= sealed.iat <= found.exp or at > found.exp:
+            raise NotAuthenticError("in a session that was not open then")
+        if found.exp - begin > session.MOST_MS:
+            raise NotAuthenticError("in a session that lasts too long")
+        self._proved(found.sealed, holder.key)
+        return found
 
     def _proved(self, sealed: Sealed, key: PublicKey) -> None:
         leaf = signature.leaf(
@@ -140,8 +174,12 @@ class Opener:
             sealed = envelope.decode_sealed(data)
             self._bound(sealed, "control", key, _last(key))
             _fresh(sealed, stored_at)
-            signer = self.speaker(key, sealed.by, sealed.iat, removes=not sealed.payload)
-            self._proved(sealed, signer)
+            held = self._session(sealed, stored_at)
+            session_id = held.id if held else ""
+            signer, glass = self.speaker(
+                key, sealed.by, sealed.iat, session_id=session_id, removes=not sealed.payload
+            )
+            self._proved(sealed, held.key if held else signer)
             typ = key.partition(".")[0]
             fields = (
                 control.decode(sealed.payload, typ, key, self.environment)
@@ -150,27 +188,58 @@ class Opener:
             )
         except ExecutorError as error:
             raise NotAuthenticError(error.message) from error
-        return Said(fields, sealed.by, sealed.iat)
+        return Said(fields, sealed.by, sealed.iat, session_id, glass)
 
-    def speaker(self, key: str, by: str, at: int, *, removes: bool = False) -> PublicKey:
-        """The key `by` if it may say an entry, or take it back. Raises `NotAuthenticError`.
+    def speaker(
+        self, key: str, by: str, at: int, *, session_id: str = "", removes: bool = False
+    ) -> tuple[PublicKey, str]:
+        """The key `by` if it may say an entry, or take it back; and the opening it needs for that.
 
-        What an executor put in quarantine only a person takes out of it.
+        What an executor put in quarantine only a person takes out of it. Raises
+        `NotAuthenticError`.
         """
         typ, tenant, task = control.about(key)
         only_people = typ == "quarantine" and removes
         if by in self.executors and typ in control.EXECUTORS_OWN and not only_people:
             # A breaker is one tenant's; what names none is said of the executor, or of a digest.
-            return self._executor(by, at, "" if tenant == ANY else tenant).key
-        party = self._party(by, at, {**self.operators, **self.submitters})
-        self.check(party, control.ACTIONS.get(typ, ""), tenant, task)
-        return party.key
+            return self._executor(by, at, "" if tenant == ANY else tenant).key, ""
+        if typ == "break-glass":
+            # What it opens two others approved (`core.approvals`); any operator may close it.
+            return self._party(by, at, self.operators, session_id).key, ""
+        party = self._party(by, at, {**self.submitters, **self.operators}, session_id)
+        return party.key, self.check(party, control.ACTIONS.get(typ, ""), tenant, task, at=at)
 
-    def check(self, party: Party, action: str, tenant: str, task: str) -> None:
-        """Raise `NotAuthenticError` unless policy lets the party do this."""
+    def check(self, party: Party, action: str, tenant: str, task: str, *, at: int) -> str:
+        """Raise `NotAuthenticError` unless the party may do this at `at`; "" if policy says so.
+
+        Else returns the id of the opening that lets it.
+        """
         decision = self.access.may(of_key(party.key), action, tenant, task)
-        if not decision.allowed:
+        if decision.allowed:
+            return ""
+        who = party.key.key_id.hex()
+        opening = "" if decision.denied else self.glass.opens(who, action, tenant, task, at)
+        if not opening:
             raise NotAuthenticError(f"`{party.name}` may not: {decision.why}")
+        return opening
+
+    def approval(self, data: bytes, place: str, *, at: int) -> tuple[Party, int, control.Value]:
+        """Who approved, when, and what (a SHA-256), in a statement bound to `place`.
+
+        Whether that one may is not asked here. Raises `NotAuthenticError`.
+        """
+        try:
+            sealed = envelope.decode_sealed(data)
+            self._bound(sealed, "control", place, _last(place))
+            held = self._session(sealed, sealed.iat)
+            party = self._party(sealed.by, sealed.iat, self.operators, held.id if held else "")
+            self._proved(sealed, held.key if held else party.key)
+            fields = control.decode(sealed.payload, "approval", place, self.environment)
+        except ExecutorError as error:
+            raise NotAuthenticError(error.message) from error
+        if sealed.iat > at + FRESH_MS:
+            raise NotAuthenticError("approved in the future")
+        return party, sealed.iat, fields["request"]
 
     def command(self, subject: str, data: bytes, *, now: int) -> Command:
         """The command in a message received on `subject`. Raises `NotAuthenticError`.
@@ -181,8 +250,9 @@ class Opener:
             sealed = envelope.decode_sealed(data)
             self._bound(sealed, "control", subject, sealed.id)
             _fresh(sealed, now)
-            party = self._party(sealed.by, sealed.iat, self.operators)
-            self._proved(sealed, party.key)
+            held = self._session(sealed, now)
+            party = self._party(sealed.by, sealed.iat, self.operators, held.id if held else "")
+            self._proved(sealed, held.key if held else party.key)
             fields = control.decode(sealed.payload, "command", subject, self.environment)
         except ExecutorError as error:
             raise NotAuthenticError(error.message) from error
@@ -212,8 +282,8 @@ class Opener:
         """Return if a submitter may ask for what it signed. Raises `NotAuthenticError`."""
         self._bound(sealed, "task", subjects.task(tenant, task), sealed.id)
         _fresh(sealed, stored_at)
-        party = self._party(sealed.by, sealed.iat, self.submitters)
-        self.check(party, "submit", tenant, task)
+        party = self._party(sealed.by, sealed.iat, self.submitters, "")
+        self.check(party, "submit", tenant, task, at=stored_at)
         self._proved(sealed, party.key)
 
     def record(self, subject: str, data: bytes, *, stored_at: int) -> Record:
@@ -266,25 +336,46 @@ def statement(environment: str, key: str, payload: bytes) -> Draft:
     return Draft("control", subjects.audience(environment, key), _last(key), payload)
 
 
-def say(key: SecretKey, environment: str, place: str, payload: bytes, *, at: int) -> bytes:
+def certify(key: SecretKey, environment: str, public: PublicKey, *, at: int, exp: int) -> bytes:
+    """The certificate with which `public` speaks for `key` until `exp`."""
+    return seal(key, [session.draft(environment, public, exp)], at=at)[0]
+
+
+def speaks_for(key: Signer) -> str:
+    """The key id that what it signs is said to be by."""
+    return key.holder if isinstance(key, Session) else key.public.key_id.hex()
+
+
+def say(key: Signer, environment: str, place: str, payload: bytes, *, at: int) -> bytes:
     """The value under a key of CONTROL, signed at `at` (ms)."""
     return seal(key, [statement(environment, place, payload)], at=at)[0]
 
 
 def tell(
-    key: SecretKey, environment: str, subject: str, payload: bytes, *, nonce: str, at: int
+    key: Signer, environment: str, subject: str, payload: bytes, *, nonce: str, at: int
 ) -> bytes:
     """A command, or the answer to one, on a subject of `control.…`."""
     draft = Draft("control", subjects.audience(environment, subject), nonce, payload)
     return seal(key, [draft], at=at)[0]
 
 
-def seal(key: SecretKey, drafts: Sequence[Draft], *, at: int) -> list[bytes]:
-    """The bodies of up to BATCH_MAX drafts, under one signature made at `at` (ms)."""
-    by = key.public.key_id.hex()
+def seal(key: Signer, drafts: Sequence[Draft], *, at: int) -> list[bytes]:
+    """The bodies of up to BATCH_MAX drafts, under one signature made at `at` (ms).
+
+    A session signs what steers, nothing else.
+    """
+    if isinstance(key, Session):
+        if any(draft.typ != "control" for draft in drafts):
+            raise ValueError("a session signs what steers")
+        drafts = [replace(draft, version=envelope.WITH_SESSION) for draft in drafts]
+        hand, by, certificate = key.key, key.holder, key.certificate
+    else:
+        hand, by, certificate = key, key.public.key_id.hex(), b""
     leaves = [signature.leaf(d.typ, d.aud, d.id, by, at, d.payload) for d in drafts]
-    proofs = signature.sign_batch(key, leaves)
+    proofs = signature.sign_batch(hand, leaves)
     return [
-        envelope.encode_sealed(Sealed(d.typ, d.aud, d.id, by, at, d.payload, proof, d.version))
+        envelope.encode_sealed(
+            Sealed(d.typ, d.aud, d.id, by, at, d.payload, proof, d.version, certificate)
+        )
         for d, proof in zip(drafts, proofs, strict=True)
     ]

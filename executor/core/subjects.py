@@ -122,6 +122,11 @@ def cancel_key(tenant: str, name: str, task_id: str) -> str:
     return _join("cancel", tenant, name, task_id)
 
 
+def glass_key(opening_id: str) -> str:
+    """What is broken open, in CONTROL."""
+    return _join("break-glass", opening_id)
+
+
 def pause_key(tenant: str, name: str) -> str:
     """The key in CONTROL that holds a task up."""
     return _join("pause", tenant, name)

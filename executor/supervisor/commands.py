@@ -111,8 +111,13 @@ class Commands:
                                      nonce=command.nonce, at=self.now_ms()))  # fmt: skip
 
     def _check(self, command: Command, tenant: str, task: str) -> None:
-        """Errors  `NotAuthenticError` unless policy lets it."""
-        self.trust.opener().check(command.party, str(command.fields["verb"]), tenant, task)
+        """Errors  `NotAuthenticError` unless policy lets it, or what is broken open."""
+        verb, party = str(command.fields["verb"]), command.party
+        opening = self.trust.opener().check(party, verb, tenant, task, at=self.now_ms())
+        if opening:
+            self.telemetry.security_event(
+                "break-glass-used", id=opening, by=party.name, action=verb, task=f"{tenant}/{task}"
+            )
 
     async def _letter(self, command: Command) -> tuple[int, Record]:
         """The dead letter that is meant, open and unchanged, and that it may be dealt with."""

@@ -2,15 +2,18 @@
 
 An entry counts if whoever may say it signed it, and said nothing newer of the same key. Anything
 else changes nothing and is a security event: a removal that nobody signed, too.
+
+What is broken open is here while it lasts, and whatever stands by it alone ends with it. Each
+opening, use and end is a security event.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
-from executor.core import control, release, schedule
+from executor.core import approvals, control, glass, release, schedule, subjects
 from executor.core.seal import FRESH_MS, NotAuthenticError, Said
 from executor.errors import ExecutorError
 from executor.model import Digest, Release
@@ -24,10 +27,11 @@ _Fields = dict[str, control.Value]
 # How many tokens follow the type in a key.
 _TOKENS: Final = {
     "release": 2, "cancel": 3, "pause": 2, "quarantine": 1, "breaker": 3, "schedule": 3,
+    "break-glass": 1,
 }  # fmt: skip
 # What is for a while is not judged again when trust changes, nor remembered for longer than it
 # could be repeated.
-_PASSING: Final = frozenset({"cancel", "breaker"})
+_PASSING: Final = frozenset({"cancel", "breaker", "break-glass"})
 _HEARD_MAX: Final = 10_000
 
 
@@ -45,6 +49,7 @@ class Steering:
     on_held_up: Callable[[], None] = lambda: None
     on_release: Callable[[tuple[str, str], Release | None], None] = lambda _name, _live: None
     _heard: dict[str, Said] = field(default_factory=dict)  # without their fields
+    _open: dict[str, tuple[bytes, int]] = field(default_factory=dict)  # openings as they came
     _room: int = _HEARD_MAX  # beyond, what may be forgotten is
 
     def entry(self, key: str, value: bytes | None, stored_at: int) -> None:
@@ -55,19 +60,25 @@ class Steering:
         known = self._heard.get(key)
         if value is None and (known is None or known.fields is None):
             return  # it says nothing as it is
+        self.look_at_clock()
         try:
-            said = self._open(key, value, stored_at, known)
-            self._take(typ, rest, said.fields)
+            said = self._believed(key, value, stored_at, known)
+            if typ == "break-glass":
+                self._glass(rest[0], said, value or b"", stored_at)
+            else:
+                self._take(typ, rest, said.fields)
         except (NotAuthenticError, ExecutorError) as error:
             reason = error.reason if isinstance(error, NotAuthenticError) else error.message
             self.telemetry.security_event(f"{typ}-not-authentic", key=key, reason=reason)
             return
+        if said.glass:
+            self.telemetry.security_event("break-glass-used", id=said.glass, by=said.by, key=key)
         # Of what it says only that it says something is kept.
-        self._heard[key] = Said(None if said.fields is None else {}, said.by, said.iat)
+        self._heard[key] = replace(said, fields=None if said.fields is None else {})
         if len(self._heard) > self._room:
             self._forget()
 
-    def _open(self, key: str, value: bytes | None, stored_at: int, known: Said | None) -> Said:
+    def _believed(self, key: str, value: bytes | None, stored_at: int, known: Said | None) -> Said:
         if value is None:
             raise NotAuthenticError("removed by nobody")
         said = self.trust.opener().said(key, value, stored_at=stored_at)
@@ -94,16 +105,57 @@ class Steering:
     def judge_again(self) -> None:
         """Trust changed: what was said by whom must not say it any more is taken back here."""
         opener = self.trust.opener()
+        for opening_id, (value, stored_at) in list(self._open.items()):
+            key = subjects.glass_key(opening_id)
+            try:
+                said = opener.said(key, value, stored_at=stored_at)
+                approvals.opening(opener, key, said, at=stored_at)
+            except NotAuthenticError as error:
+                self._closed(opening_id, error.reason)
         for key, said in list(self._heard.items()):
             typ, *rest = key.split(".")
             if typ in _PASSING or said.fields is None:
                 continue
             try:
-                opener.speaker(key, said.by, said.iat)
+                opener.speaker(key, said.by, said.iat, session_id=said.session)
             except NotAuthenticError as error:
                 del self._heard[key]
                 self.telemetry.log.event("no-longer-said", key=key, reason=error.reason)
                 self._take(typ, rest, None)
+
+    def look_at_clock(self) -> None:
+        """End what was broken open and is over; to be called now and then."""
+        over = self.trust.opener().glass.sweep(self.now_ms())
+        for opening in over:
+            self._open.pop(opening.id, None)
+            self.telemetry.security_event("break-glass-expired", id=opening.id, by=opening.who)
+        if over:
+            self.judge_again()
+
+    def _glass(self, opening_id: str, said: Said, value: bytes, stored_at: int) -> None:
+        if said.fields is None:
+            self._closed(opening_id, f"by {said.by}")
+            return
+        opener, now = self.trust.opener(), self.now_ms()
+        opening = approvals.opening(opener, subjects.glass_key(opening_id), said, at=stored_at)
+        if opening.exp < now:
+            return
+        if why := opener.glass.add(opening):
+            raise NotAuthenticError(why)
+        if opening_id not in self._open:
+            self.telemetry.security_event(
+                "break-glass-opened", id=opening_id, by=opening.who, action=opening.action,
+                task=f"{opening.tenant}/{opening.task}", why=opening.why,
+                approved=",".join(opening.by), minutes=(opening.exp - now) // 60_000,
+            )  # fmt: skip
+        self._open[opening_id] = (value, stored_at)
+
+    def _closed(self, opening_id: str, why: str) -> None:
+        self._open.pop(opening_id, None)
+        shut = self.trust.opener().glass.close(opening_id, self.now_ms() + glass.MOST_MS)
+        if shut is not None:
+            self.telemetry.security_event("break-glass-closed", id=opening_id, why=why)
+            self.judge_again()
 
     def _cancel(self, rest: list[str], fields: _Fields | None) -> None:
         tenant, task, task_id = rest

@@ -1,6 +1,7 @@
 """What a person says in CONTROL: checked against policy, signed, stored, and read back.
 
-What executors would not believe is refused here, with the reason: they answer nobody.
+What executors would not believe is refused here, with the reason: they answer nobody. What policy
+does not let, an opening may: it is looked for, and what stands by it goes when its time has come.
 """
 
 from __future__ import annotations
@@ -9,12 +10,29 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from executor.core import control, seal
-from executor.core.seal import NotAuthenticError, Opener, Said
-from executor.core.signature import SecretKey
+from executor.core import approvals, control, seal
+from executor.core.seal import NotAuthenticError, Opener, Said, Signer
+from executor.core.session import Session
 from executor.errors import ExecutorError
 from executor.model import StoredMessage
 from executor.transport.control import REMOVED_S, Control
+
+
+async def look_for_openings(bucket: Control, opener: Opener) -> dict[str, str]:
+    """Open for `opener` what is broken open; what stands there and counts for nothing, and why."""
+    refused = {}
+    for key, stored in (await bucket.entries("break-glass")).items():
+        try:
+            said = opener.said(key, stored.body, stored_at=stored.stored_at_ms)
+            if said.fields is None:
+                continue
+            why = opener.glass.add(approvals.opening(opener, key, said, at=stored.stored_at_ms))
+        except NotAuthenticError as error:
+            why = error.reason
+        if why:
+            refused[key.partition(".")[2]] = why
+    opener.glass.sweep(_now_ms())
+    return refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +41,7 @@ class Speaker:
 
     bucket: Control
     opener: Opener
-    key: SecretKey
+    key: Signer
 
     async def say(
         self, typ: str, key: str, fields: Mapping[str, control.Value], *, ttl_s: int = 0
@@ -36,7 +54,7 @@ class Speaker:
 
     async def take_back(self, key: str) -> bool:
         """Take an entry back; whether it stood. Errors  as `say`."""
-        self._may(key, removes=True)
+        await self._may(key, removes=True)
         found = self._read(key, await self.bucket.get(key))
         if found is None or found.fields is None:
             return False
@@ -60,13 +78,27 @@ class Speaker:
             await self.bucket.delete(key)
         return count
 
-    def _may(self, key: str, *, removes: bool) -> None:
+    async def _may(self, key: str, *, removes: bool) -> int:
+        """Until when it may say that, by what is broken open; 0 where policy lets it.
+
+        Errors  `policy.action-denied`.
+        """
         if not (self.opener.operators or self.opener.submitters):
-            return
-        try:
-            self.opener.speaker(key, self.key.public.key_id.hex(), _now_ms(), removes=removes)
-        except NotAuthenticError as error:
-            raise ExecutorError("policy.action-denied", error.reason) from None
+            return 0
+        by = seal.speaks_for(self.key)
+        for last in (by not in self.opener.operators, True):
+            try:
+                _, opening = self.opener.speaker(
+                    key, by, _now_ms(), removes=removes,
+                    session_id=self.key.id if isinstance(self.key, Session) else "",
+                )  # fmt: skip
+            except NotAuthenticError as error:
+                if last:
+                    raise ExecutorError("policy.action-denied", error.reason) from None
+                await look_for_openings(self.bucket, self.opener)
+            else:
+                break
+        return self.opener.glass.openings[opening].exp if opening else 0
 
     def _read(self, key: str, stored: StoredMessage | None) -> Said | None:
         if stored is None:
@@ -77,7 +109,9 @@ class Speaker:
             return None
 
     async def _put(self, key: str, payload: bytes, ttl_s: int) -> None:
-        self._may(key, removes=not payload)
+        if until := await self._may(key, removes=not payload):
+            left = max(1, (until - _now_ms()) // 1000)
+            ttl_s = min(ttl_s or left, left)
         before = self._read(key, await self.bucket.get(key))
         # The newer word counts, by the speaker's clock: an earlier speaker's may run ahead of ours.
         at = max(_now_ms(), before.iat + 1 if before else 0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from executor.config import Config
+from executor.core.glass import Glass
 from executor.core.policy import Policy, Publisher
 from executor.core.seal import Opener
 
@@ -17,12 +18,13 @@ class FileTrust:
     """See the module. `replace` puts a newly read configuration in force."""
 
     def __init__(self, config: Config) -> None:
+        self._glass = Glass()  # what is broken open outlives a change of policy, judged anew
         self.replace(config)
 
     def replace(self, config: Config) -> None:
         """Believe another configuration from now on."""
         self._config = config
-        self._opener = config.opener()
+        self._opener = config.opener(self._glass)
 
     def publishers(self, tenant: str, task: str) -> Sequence[Publisher]:
         """The keys that may sign modules of this task; revoked ones too, to name them."""

@@ -97,6 +97,18 @@ HAPPY = {
     "grant diff": (["grant", "diff", "executor.toml", "executor.toml"], "executor.difference/1"),
     "grant shadow": (["grant", "shadow"], "executor.shadow/1"),
     "grant report": (["grant", "report"], "executor.grants/1"),
+    "session start": (["session", "start", "--config", "{signed}/executor.toml"],
+                      "executor.session/1"),
+    "session status": (["session", "status", "--config", "{signed}/executor.toml"],
+                       "executor.session/1"),
+    "session end": (["session", "end", "--config", "{signed}/executor.toml"],
+                    "executor.session/1"),
+    "break-glass request": (
+        ["break-glass", "request", "--action", "pause", "--task", "acme/wordcount", "--minutes",
+         "5", "--why", "it floods", "-o", "{tmp}/glass.json"], "executor.break-glass/1"
+    ),
+    "break-glass list": (["break-glass", "list"], "executor.openings/1"),
+    "break-glass close": (["break-glass", "close", "{new}"], "executor.closed/1"),
     "doctor": (["doctor"], "executor.doctor/1"),
     "explain": (["explain"], "executor.codes/1"),
     "explain a code": (["explain", "guest.trap"], "executor.code/1"),
@@ -116,11 +128,13 @@ VERBS = [
     "bench module", "bench plan", "trust init", "trust sign", "trust status", "trust rotate",
     "trust revoke", "trust renew", "trust verify", "trust push", "trust refresh",
     "policy check", "policy can-i", "policy matrix", "grant explain", "grant diff",
-    "grant shadow", "grant report", "doctor", "explain", "config show", "config check", "help",
+    "grant shadow", "grant report", "session start", "session status", "session end",
+    "break-glass request", "break-glass approve", "break-glass open", "break-glass list",
+    "break-glass close", "doctor", "explain", "config show", "config check", "help",
 ]  # fmt: skip
 UNLISTED = {"help"}
 FAMILIES = ["", "schedule", "dead", "quarantine", "tenant", "nats", "bench", "trust", "policy",
-            "grant", "config"]  # fmt: skip
+            "grant", "session", "break-glass", "config"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +157,8 @@ def _arguments(house: House, template: list[str], tmp_path: Path, signed: Path) 
         assert house.call("submit", "trap", "--id", name, "--wait").code == 1
     if "{schedule}" in template or template[:2] == ["schedule", "list"]:
         house.run("schedule", "add", "wordcount", "--every", "1h", "--id", name)
+    if template[:2] == ["session", "status"]:
+        house.run("session", "start", "--config", str(signed / "executor.toml"))
     if template[:2] == ["nats", "mint"]:
         house.run("nats", "config", "--jwt", "--plain", "--out", str(tmp_path / "nats"))
     return [
@@ -178,7 +194,7 @@ def test_happy_path(house: House, tmp_path: Path, signed: Path, case: str) -> No
     (tmp_path / "2").mkdir()
     people = [*_arguments(house, template, tmp_path / "1", signed), "-q"]
     programs = [*_arguments(house, template, tmp_path / "2", signed), "--json"]
-    if template[0] in {"tenant", "trust"}:  # which write the same file
+    if template[0] in {"tenant", "trust", "session"}:  # which write the same file
         quiet, plain = house.call(*people), house.call(*programs)
     else:
         quiet, plain = house.call_all(people, programs)

@@ -18,7 +18,8 @@ from tests.support.rig import TENANT, make_config
 NOW: Final = 1_800_000_000_000
 OPENER: Final = make_config().opener()
 KEYS: Final = ("pause.acme.echo", "release.acme.echo", "quarantine." + "ab" * 32, "usage.acme.x",
-               "status.x", "breaker.module.acme.ab", "x", "cancel.acme._.1")  # fmt: skip
+               "status.x", "breaker.module.acme.ab", "x", "cancel.acme._.1",
+               "break-glass.x")  # fmt: skip
 SUBJECT: Final = subjects.commands_of(TENANT)
 
 values = st.integers(-1, 2**54) | st.text(max_size=8) | st.binary(max_size=8) | st.none()

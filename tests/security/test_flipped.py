@@ -7,10 +7,13 @@ from typing import Final
 
 import pytest
 
-from executor.core import control, envelope, seal, subjects
+from executor.core import approvals, control, envelope, seal, subjects
 from executor.core.envelope import Draft, Origin, Record, Sealed
+from executor.core.glass import Opening
 from executor.core.schedule import Schedule
 from executor.core.seal import NotAuthenticError
+from executor.core.session import Session
+from executor.core.signature import SecretKey
 from executor.errors import ExecutorError
 from executor.model import Receipt, TaskId, TaskRequest
 from tests.support import guests, speech
@@ -18,6 +21,7 @@ from tests.support.rig import TENANT, make_config
 
 NOW: Final = 1_800_000_000_000
 BOSS, HOST, ASKER = guests.OPERATOR, guests.HOST, guests.AUTHOR
+ANN, BOB = guests.STRANGER, guests.FORGER
 OPENER: Final = make_config(replaced=[(
     "[[tenant]]", f"""[[submitter]]
 name = "asker"
@@ -25,6 +29,16 @@ key = "{ASKER.public.text}"
 [[binding]]
 role = "submitter"
 who = ["asker"]
+why = "for tests"
+[[operator]]
+name = "ann"
+key = "{ANN.public.text}"
+[[operator]]
+name = "bob"
+key = "{BOB.public.text}"
+[[binding]]
+role = "approver"
+who = ["ann", "bob"]
 why = "for tests"
 [[tenant]]""",
 )]).opener()  # fmt: skip
@@ -118,6 +132,33 @@ def opens_answer(body: bytes) -> object:
     return found
 
 
+def held() -> bytes:
+    """An entry that a session signed."""
+    exp, fresh = NOW + 1_000, SecretKey(guests.seed("fresh"))
+    made = seal.certify(BOSS, "test", fresh.public, at=NOW, exp=exp)
+    payload = control.encode("pause", PAUSE, "test", at=NOW, why="because")
+    key = Session(fresh, BOSS.public.key_id.hex(), made)
+    return seal.say(key, "test", PAUSE, payload, at=NOW)
+
+
+WANTED: Final = Opening("0af1", BOSS.public.key_id.hex(), "drain", "*", "*", "why", NOW + 1_000)
+GLASS: Final = subjects.glass_key(WANTED.id)
+
+
+def broken() -> bytes:
+    """An opening with its approvals."""
+    data = approvals.request("test", WANTED)
+    first, second = (approvals.approve(k, "test", WANTED.id, data, at=NOW) for k in (ANN, BOB))
+    return speech.value(
+        "break-glass", GLASS, {"request": data, "first": first, "second": second}, at=NOW
+    )
+
+
+def opens_glass(body: bytes) -> object:
+    """All of it: the entry, the request, both approvals."""
+    return approvals.opening(OPENER, GLASS, OPENER.said(GLASS, body, stored_at=NOW), at=NOW)
+
+
 AGAIN: Final = envelope.encode_retry(REQUEST, Origin(SUBJECT, PLAIN, (), len(PLAIN)))
 FIRED: Final = Schedule("@every 1s", input=b"tick", at=NOW).payload()
 KINDS: Final[dict[str, tuple[bytes, Callable[[bytes], object]]]] = {
@@ -132,12 +173,17 @@ KINDS: Final[dict[str, tuple[bytes, Callable[[bytes], object]]]] = {
         speech.value("pause", PAUSE, {"at": NOW, "why": "because"}, at=NOW),
         lambda body: OPENER.said(PAUSE, body, stored_at=NOW),
     ),
+    "entry in a session": (held(), lambda body: OPENER.said(PAUSE, body, stored_at=NOW)),
+    "opening": (broken(), opens_glass),
     "removal": (
         speech.value("pause", PAUSE, at=NOW), lambda body: OPENER.said(PAUSE, body, stored_at=NOW),
     ),
     "command": (command(), lambda body: OPENER.command(COMMAND, body, now=NOW)),
     "answer": (answer(), opens_answer),
 }  # fmt: skip
+
+
+ENTRIES: Final = {"entry of CONTROL", "entry in a session", "removal"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -163,8 +209,8 @@ def test_nothing_is_taken_for_another_kind(kind: str) -> None:
     """A message of one kind opens as no other."""
     good, _ = KINDS[kind]
     alike = {"result", "dead letter"} if kind in {"result", "dead letter"} else {kind}
-    if kind in {"entry of CONTROL", "removal"}:
-        alike = {"entry of CONTROL", "removal"}
+    if kind in ENTRIES:
+        alike = ENTRIES
     for other in KINDS.keys() - alike:
         with pytest.raises((NotAuthenticError, ExecutorError)):
             KINDS[other][1](good)

@@ -73,6 +73,13 @@ def test_no_role_both_signs_trust_and_publishes() -> None:
     assert not [s for s in reads if "OUTCOMES" in s or "TASKS" in s or s.endswith("LATER")]
 
 
+def test_every_operator_may_break_glass() -> None:
+    """Whoever has no action at all may say that two others gave one; no tenant, no executor may."""
+    place = "$KV.CONTROL.break-glass.*"
+    assert place in accounts.rights_of(document(), "operator_bob", at_ms=None).publish
+    assert [role for role in ROLES if place in everything(role).publish] == ["operator"]
+
+
 def test_policy_decides_what_is_given() -> None:
     """Rights follow the actions of a login's party, within its tenants; labels change nothing."""
     given = accounts.rights_of(document(), "operator_ann.laptop", at_ms=None)

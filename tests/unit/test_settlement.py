@@ -56,6 +56,8 @@ SILENT: Final = codes("""
     transport.stream-mismatch transport.stream-full transport.lease-lost
     transport.publish-unconfirmed transport.outcome-pending transport.unanswered
     policy.action-denied
+    policy.session-expired
+    policy.approvals-missing
     config.missing config.invalid config.key-unknown config.secret-inline config.toolchain-missing
     module.not-reproducible
 """)
