@@ -192,7 +192,8 @@ def test_one_message_empties_no_bucket(server: NatsServer) -> None:
                 assert caught.value.err_code == 10111  # rollup not permitted
             stream = "OBJ_MODULES" if own.startswith("$O") else f"KV_{own.split('.')[1]}"
             found = await direct.last(connection, stream, others)
-            assert found is not None and found.body == b"stands"
+            assert found is not None
+            assert found.body == b"stands"
 
     run(body())
 
