@@ -119,6 +119,22 @@ def test_the_mint_wants_the_key(jwts: Realm) -> None:
     run(test())
 
 
+def test_idle_talks_keep_nobody_from_the_mint(jwts: Realm) -> None:
+    """More connections than it serves at once, none of which says a word: a holder is served."""
+
+    async def test() -> None:
+        async with _minting(jwts, 60, Events()):
+            settings = _minted(jwts, "reader_acme")
+            path = settings.mint.removeprefix("unix:")
+            idle = [await asyncio.open_unix_connection(path) for _ in range(mint._AT_ONCE + 9)]
+            key = Folder.held(jwts.nats.users / "reader_acme.nk")
+            assert (await mint.fetch(settings, key)).jwt
+            for _, writer in idle:
+                writer.close()
+
+    run(test())
+
+
 def test_a_scope_fixes_the_rights(jwts: Realm) -> None:
     """Whoever has a signing key cannot sign more than its scope, nor for another account."""
 
