@@ -327,6 +327,34 @@ def test_secrets_are_for_their_owner(jwts: Realm) -> None:
     run(test())
 
 
+def test_credentials_are_written_where_others_write_too(jwts: Realm) -> None:
+    """A file that somebody laid in the way, open to all, does not become the one with the seed."""
+
+    async def test() -> None:
+        for name in ("mine.creds", ".mine.creds.new"):
+            (jwts.folder / name).touch()
+            (jwts.folder / name).chmod(0o666)
+        await jwts.call("nats", "mint", "reader_acme", "--credentials", "mine.creds")
+        assert (jwts.folder / "mine.creds").stat().st_mode & 0o777 == 0o600
+        assert (jwts.folder / ".mine.creds.new").read_bytes() == b""
+
+    run(test())
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "10.1.2.3", "nats.example.com", "[::]"])  # noqa: S104
+def test_without_tls_only_on_loopback(tmp_path: Path, host: str) -> None:
+    """`--plain` writes no file for a server that others reach."""
+    realm = Realm(tmp_path / "realm")
+    realm.server.url = f"nats://{host}:4222"
+
+    async def test() -> None:
+        told = await realm.call("nats", "config", "--plain", "--out", "elsewhere", code=15)
+        assert "no TLS beyond loopback" in told
+        assert not (realm.folder / "elsewhere").exists()
+
+    run(test())
+
+
 def test_the_service_as_a_process(jwts: Realm) -> None:
     """`executor nats mint --listen` hands out a JWT with which the server lets its holder in."""
     socket = jwts.folder / "mint.sock"
