@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ipaddress
 import json
+import secrets
 import signal
 import sys
 import tempfile
@@ -12,11 +15,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import click
 
 from executor.cli import output
-from executor.cli.base import Verb, run_async, state, write_file
+from executor.cli.base import Verb, run_async, state, unwritable
+from executor.cli.modules import write_secret
 from executor.cli.nats_folder import Folder
 from executor.config import Config
 from executor.core.nats_roles import inbox
@@ -52,6 +57,8 @@ def config(path: Path, with_jwt: bool, make_tls: bool, plain: bool) -> None:  # 
     Example: executor nats config --make-tls
     """
     loaded, folder = state().config(required=True), Folder(path)
+    if plain:
+        _only_loopback(loaded)
     made = folder.make_logins(loaded.document)
     logins = folder.logins()
     if make_tls:
@@ -78,6 +85,19 @@ def config(path: Path, with_jwt: bool, make_tls: bool, plain: bool) -> None:  # 
     out.say(f"start: nats-server -c {file} · reload a running one: executor nats reload")
     if left_out:
         out.warn(f"policy allows these logins nothing, they are left out: {', '.join(left_out)}")
+
+
+def _only_loopback(loaded: Config) -> None:
+    for url in Settings(loaded.text("nats.url")).servers():
+        host = urlsplit(url).hostname or ""
+        with contextlib.suppress(ValueError):  # a name, that is
+            if ipaddress.ip_address(host).is_loopback:
+                continue
+        if host != "localhost":
+            raise ExecutorError(
+                "config.invalid", f"--plain, and `nats.url` is `{host}`: no TLS beyond loopback",
+                hint="--make-tls, or certificates of your own in its folder tls",
+            )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -137,10 +157,14 @@ def mint(login: str | None, path: Path, minutes: int, listen: str | None,
 
 def _replace(path: Path, data: bytes) -> None:
     """Write a secret over an older one, whole or not at all. Errors  `config.invalid`."""
-    beside = path.with_name(f".{path.name}.new")
-    beside.touch(mode=0o600)
-    write_file(beside, data)
-    beside.replace(path)
+    # Its name is nobody's guess and the file is new: whose folder this is does not matter.
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    write_secret(beside, data)
+    try:
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink()
+        raise unwritable(path, error) from None
 
 
 async def _serve(loaded: Config, issuer: Issuer, listen: str) -> None:

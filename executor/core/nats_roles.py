@@ -33,10 +33,14 @@ class Role:
     needs: tuple[str, ...] = ()  # every one of these actions, or there is no such login
 
     @property
-    def account(self) -> Literal["tenant", "executors", "system"]:
-        """Where it lives: each tenant has an account, all others share that of the streams."""
-        if self.whose == "tenant":
-            return "tenant"
+    def account(self) -> Literal["tenant", "publisher", "executors", "system"]:
+        """Where it lives: each tenant and publisher has an account, all others that of the streams.
+
+        A publisher stores bytes of its choice and reads them back: in the account of the streams
+        the server would write them wherever its request says.
+        """
+        if self.whose in {"tenant", "publisher"}:
+            return self.whose
         return "system" if self.whose == "server" else "executors"
 
 

@@ -1,9 +1,9 @@
-"""The accounts of a nats-server: one for executors and streams, one for each tenant, and its own.
+"""The accounts of a nats-server: executors and streams, each tenant, each publisher, and its own.
 
 A tenant's account imports its task subject and its direct gets as services, its stored records as
-streams, and has nothing else: the server's answers return into the account that asked, so that
-none of them arrives on another's subjects. Written in two forms: users in the server's own file,
-or JWTs under scoped signing keys.
+streams, and has nothing else, a publisher's what it stores and reads: the server's answers return
+into the account that asked, so that none of them arrives on another's subjects. Written in two
+forms: users in the server's own file, or JWTs under scoped signing keys.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from executor.transport.jwt import Claims, Key
 EXECUTORS: Final = "executors"
 SYSTEM: Final = "system"
 _GET: Final = "$JS.API.DIRECT.GET."
-_TENANT_ROLES: Final = tuple(name for name, row in ROLES.items() if row.whose == "tenant")
+_OWN: Final = ("tenant", "publisher")  # whoever has an account of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Import:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """An account; a tenant's one has imports, and the executors' exports exactly these."""
+    """An account; a tenant's or publisher's imports, and the executors' exports exactly these."""
 
     name: str
     users: tuple[tuple[Login, Rights], ...]
@@ -181,9 +181,11 @@ def arrange(document: Document, logins: Iterable[Login], *, at_ms: int) -> list[
     """All accounts with their users; a login that policy does not allow now is left out."""
     users: dict[str, list[tuple[Login, Rights]]] = {EXECUTORS: [], SYSTEM: []}
     imports: dict[str, tuple[Import, ...]] = {}
-    for tenant in document.tenants:
-        users[tenant_account(tenant.name)] = []
-        imports[tenant_account(tenant.name)] = _imports(document, tenant.name)
+    names = [("tenant", tenant.name) for tenant in document.tenants]
+    names += [("publisher", publisher.name) for publisher in document.publishers]
+    for whose, name in dict.fromkeys(names):
+        users[f"{whose}_{name}"] = []
+        imports[f"{whose}_{name}"] = _imports(document, whose, name)
     for login in logins:
         if not _allowed(document, login.stem, at_ms):
             continue
@@ -192,23 +194,18 @@ def arrange(document: Document, logins: Iterable[Login], *, at_ms: int) -> list[
     return [Account(name, tuple(found), imports.get(name, ())) for name, found in users.items()]
 
 
-def tenant_account(tenant: str) -> str:
-    """The name of a tenant's account."""
-    return f"tenant_{tenant}"
-
-
 def account_of(role: str, name: str) -> str:
     """The account that a login lives in."""
     where = ROLES[role].account
-    return tenant_account(name) if where == "tenant" else where
+    return f"{where}_{name}" if where in _OWN else where
 
 
-def _imports(document: Document, tenant: str) -> tuple[Import, ...]:
+def _imports(document: Document, whose: str, name: str) -> tuple[Import, ...]:
     found: dict[Import, None] = {}
-    for role in _TENANT_ROLES:
-        if not _allowed(document, f"{role}_{tenant}"):
+    for role, row in ROLES.items():
+        if row.whose != whose or not _allowed(document, f"{role}_{name}"):
             continue
-        given = rights_of(document, f"{role}_{tenant}", at_ms=None)
+        given = rights_of(document, f"{role}_{name}", at_ms=None)
         found |= {Import("service", subject): None for subject in given.publish}
         streams = (s for s in given.subscribe if not s.startswith("_INBOX"))
         found |= {Import("stream", subject): None for subject in streams}

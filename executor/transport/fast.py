@@ -26,6 +26,9 @@ _LINE_MAX: Final = 16 * 1024
 _WORDS: Final = (4, 5)  # of MSG, without and with a reply
 _CRLF: Final = b"\r\n"
 _STATUS_LINE: Final = b"NATS/1.0"
+# How the first line is told on: a header of that name would pass for the server's own word, such as
+# that a batch is at its end, and what is stored behind it would be seen by nobody.
+_FIRST_LINE: Final = frozenset({"Status", "Description"})
 # In a header that a caller gave: what would end it, and begin another.
 _BREAKS: Final = str.maketrans("\r\n", "  ")
 _SAMPLE: Final = (
@@ -68,7 +71,7 @@ def parse_headers(block: bytes) -> dict[str, str] | None:
         for entry in rest.decode().split("\r\n"):
             key, mark, said = entry.partition(":")
             key = key.strip()
-            if mark and len(key.split()) == 1:
+            if mark and key not in _FIRST_LINE and len(key.split()) == 1:
                 found[key] = said.strip()
         return found or None
     status, _, description = first.removeprefix(_STATUS_LINE).strip().partition(b" ")
@@ -80,7 +83,9 @@ def parse_headers(block: bytes) -> dict[str, str] | None:
         name, colon, value = line.partition(b":")
         name = name.strip()
         if colon and name.isascii() and len(name.split()) == 1:
-            found[name.decode()] = value.strip().decode("utf-8", "replace")
+            key = name.decode()
+            if key not in _FIRST_LINE:
+                found[key] = value.strip().decode("utf-8", "replace")
     return found or None
 
 

@@ -175,6 +175,7 @@ class Link:
         self._first: asyncio.Future[Exception] | None = None
         self._reopening: asyncio.Task[None] | None = None
         self._renewing: asyncio.Task[None] | None = None
+        self._mending = False  # a new client is on its way: a second one would deliver beside it
         self.quiet: Callable[[], Awaitable[None]] | None = None
         self.closing = False
 
@@ -283,7 +284,13 @@ class Link:
             self._on_reconnected()
 
         async def on_closed() -> None:
-            if client is self.client and self._first is None and not self.closing:
+            if (
+                client is self.client
+                and self._first is None
+                and not self.closing
+                and not self._mending
+            ):
+                self._mending = True
                 self._reopening = asyncio.get_running_loop().create_task(self._reopen())
 
         return {
@@ -317,24 +324,28 @@ class Link:
                 await asyncio.sleep(backoff.delay())
                 continue
             backoff.reset()
-            if self.client.is_connected:  # else the reconnect takes it
+            if self.client.is_connected and not self._mending:  # else the reconnect takes it
                 await self._change()
 
     async def _change(self) -> None:
         """Go on with a new client. Everything that was sent arrives, on either side."""
-        if self.quiet is not None:
-            await self.quiet()
-        # No interest: the server hands over nothing more; what it has sent is delivered.
-        await asyncio.gather(*map(self._silence, tuple(self.subscriptions)))
-        old, self.client = self.client, self._new_client()
-        self.event("disconnected", {"url": self.settings.public_url(), "why": "login renewed"})
-        self._tell("disconnected")
+        self._mending = True  # whatever happens to the old one meanwhile
         try:
-            with contextlib.suppress(*_QUIET):
-                await old.flush()
+            if self.quiet is not None:
+                await self.quiet()
+            # No interest: the server hands over nothing more; what it has sent is delivered.
+            await asyncio.gather(*map(self._silence, tuple(self.subscriptions)))
+            old, self.client = self.client, self._new_client()
+            self.event("disconnected", {"url": self.settings.public_url(), "why": "login renewed"})
+            self._tell("disconnected")
+            try:
+                with contextlib.suppress(*_QUIET):
+                    await old.flush()
+            finally:
+                await self._discard(old)
+            await self._reopen()
         finally:
-            await self._discard(old)
-        await self._reopen()
+            self._mending = False
 
     def _choose(self, servers: list[Server], _info: dict[str, Any]) -> tuple[Server | None, float]:
         return min(servers, key=lambda server: server.reconnects), self._backoff.delay()
@@ -356,19 +367,26 @@ class Link:
         self._tell("reconnected")
 
     async def _reopen(self) -> None:
-        while not self.closing:
-            await asyncio.sleep(self._backoff.delay() if self.client.is_closed else 0)
-            self.client = self._new_client()
-            try:
-                await self._connect()
-                for subscription in tuple(self.subscriptions):
-                    await self.attach(subscription)
-                await self.client.flush()
-            except (ExecutorError, *_QUIET) as error:
-                self._on_error(error)
-                continue
-            self._on_reconnected()
-            return
+        try:
+            while not self.closing:
+                await asyncio.sleep(self._backoff.delay() if self.client.is_closed else 0)
+                self.client = self._new_client()
+                try:
+                    await self._connect()
+                    for subscription in tuple(self.subscriptions):
+                        await self.attach(subscription)
+                    await self.client.flush()
+                except (ExecutorError, *_QUIET) as error:
+                    self._on_error(error)
+                    # Connected perhaps, and half subscribed: it would deliver beside the next one.
+                    await self._discard(self.client)
+                    continue
+                if self.client.is_closed:  # nobody else looks after one that has ended already
+                    continue
+                self._on_reconnected()
+                return
+        finally:
+            self._mending = False
 
     async def attach(self, subscription: Subscription) -> None:
         """Subscribe on the present client."""

@@ -125,7 +125,7 @@ class Mint:
     def __init__(self, issuer: Issuer, note: Note) -> None:
         self._issuer = issuer
         self._note = note
-        self._talking = 0
+        self._talking: dict[asyncio.StreamWriter, None] = {}  # the oldest first
         self._server: asyncio.Server | None = None
         self._path = ""
 
@@ -169,16 +169,19 @@ class Mint:
                 os.unlink(self._path)  # noqa: PTH108
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._talking >= _AT_ONCE:
-            writer.close()
-            return
-        self._talking += 1
+        if len(self._talking) >= _AT_ONCE:
+            # A talk takes milliseconds: of so many, the oldest only holds its place, and whoever
+            # opens enough of those would keep every login from being renewed.
+            oldest = next(iter(self._talking))
+            del self._talking[oldest]
+            oldest.transport.abort()
+        self._talking[writer] = None
         try:
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 async with asyncio.timeout(_TALK_S):
                     await self._answer(reader, writer)
         finally:
-            self._talking -= 1
+            self._talking.pop(writer, None)
             writer.close()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -93,7 +93,7 @@ class Objects:
         subject = f"$O.{_BUCKET}.C.{nuid}"
         # Chunks of one object are read in stream order: only the order of storing counts.
         for chunk in chunks:
-            await self._store(subject, chunk, {})
+            await self._store(subject, chunk)
         meta = {
             "name": digest,
             "bucket": _BUCKET,
@@ -104,12 +104,12 @@ class Objects:
             "digest": "SHA-256=" + base64.urlsafe_b64encode(hashlib.sha256(data).digest()).decode(),
             "options": {"max_chunk_size": _CHUNK},
         }
-        rollup = {"Nats-Rollup": "sub"}
-        await self._store(_meta_subject(digest), json.dumps(meta).encode(), rollup)
+        # No rollup of what stood there before, which the stream refuses: the last one counts.
+        await self._store(_meta_subject(digest), json.dumps(meta).encode())
         return True
 
-    async def _store(self, subject: str, body: bytes, headers: dict[str, str]) -> None:
+    async def _store(self, subject: str, body: bytes) -> None:
         try:
-            await self._connection.store(subject, body, headers or None)
+            await self._connection.store(subject, body)
         except ApiError as error:
             raise error.mapped(STREAM) from None

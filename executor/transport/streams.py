@@ -144,7 +144,8 @@ def _bucket(name: str, max_bytes: int, options: Options) -> Config:
         "max_msgs_per_subject": 1,
         "max_bytes": max_bytes,
         "allow_direct": True,
-        "allow_rollup_hdrs": True,
+        # Whoever may write one key could empty the whole bucket: one message a subject is enough.
+        "allow_rollup_hdrs": False,
         "deny_delete": True,
     }
 
@@ -169,7 +170,7 @@ def _modules(options: Options) -> Config:
         "retention": "limits",
         "discard": "new",
         "allow_direct": True,
-        "allow_rollup_hdrs": True,
+        "allow_rollup_hdrs": False,  # `all` in one would take every module of everybody away
     }
 
 

@@ -7,11 +7,12 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import nats.errors
 import pytest
 
 from executor.errors import ExecutorError
 from executor.model import Answer, Delivery, Outgoing, Refused
-from executor.transport import streams
+from executor.transport import link, streams
 from executor.transport.connection import Connection, Message, Settings
 from executor.transport.outbox import Outbox
 from executor.transport.pull import Pull
@@ -299,5 +300,69 @@ def test_a_private_server_that_cannot_start_shows_its_log(server: NatsServer) ->
             await private.start()
         assert caught.value.code == "transport.disconnected"
         assert "address already in use" in str(caught.value.facts["log"])
+
+    run(body())
+
+
+_ENDED = "'user authentication expired'"  # after which nats-py closes its client for good
+
+
+async def _delivered_once(server: NatsServer, got: list[bytes]) -> None:
+    """What another sends arrives once: no client that was given up listens beside the new one."""
+    other, sent = await connect(server), [b"1", b"2", b"3"]
+    for payload in sent:  # a second client's copies would come on another socket
+        other.send("news", payload)
+        await eventually(lambda last=payload: asyncio.sleep(0, last in got))  # type: ignore[misc]
+        await asyncio.sleep(0.05)
+    assert got == sent
+
+
+def test_a_client_that_did_not_come_back_whole_is_closed(
+    server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Connected and subscribed, then no PONG in time: the next client is the only one."""
+
+    async def body() -> None:
+        events, got = Events(), list[bytes]()
+        connection = await connect(server, events)
+        await connection.subscribe("news", lambda message: got.append(message.data))
+        whole, tries = link._Client.flush, iter([False])
+
+        async def flush(self: link._Client, timeout: int = 10) -> None:  # noqa: ASYNC109 - nats-py's
+            if not next(tries, True):
+                raise nats.errors.TimeoutError
+            await whole(self, timeout)
+
+        monkeypatch.setattr(link._Client, "flush", flush)
+        await connection._link.client._process_err(_ENDED)
+        await events.wait("reconnected")
+        await _delivered_once(server, got)
+
+    run(body())
+
+
+def test_a_login_that_ends_while_it_is_renewed_makes_one_client(server: NatsServer) -> None:
+    """The server hangs up while the old client is being left: no second one is opened for it."""
+
+    async def body() -> None:
+        events, got = Events(), list[bytes]()
+        connection = await connect(server, events)
+        await connection.subscribe("news", lambda message: got.append(message.data))
+        asked, go_on = asyncio.Event(), asyncio.Event()
+
+        async def quiet() -> None:
+            asked.set()
+            await go_on.wait()
+
+        connection._link.quiet = quiet
+        changing = asyncio.create_task(connection._link._change())
+        await asked.wait()
+        await connection._link.client._process_err(_ENDED)
+        await events.wait("disconnected")
+        await asyncio.sleep(0.2)  # longer than the first delay before a new client
+        go_on.set()
+        await changing
+        await _delivered_once(server, got)
+        assert events.count("reconnected") == 1
 
     run(body())

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from executor.model import Delivery
-from executor.transport import streams
+from executor.transport import control, streams
 from executor.transport.outbox import Outbox
 from executor.transport.pull import Pull
 from executor.transport.streams import TenantQueue
@@ -74,5 +74,28 @@ def test_hostile_bytes(server: NatsServer, attack: str) -> None:
         await pull.stop()
         await outbox.stop()
         await connection.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("status", [b"204", b"404", b"503", b"408"])
+@pytest.mark.parametrize("where", [b" %s Forged\r\n", b"\r\nStatus: %s\r\n"])
+def test_what_is_stored_does_not_end_a_scan(
+    server: NatsServer, where: bytes, status: bytes
+) -> None:
+    """An entry of a tenant that reads like the server's own word hides nothing behind it."""
+
+    async def main() -> None:
+        connection = await connect(server)
+        await streams.apply(connection, [TenantQueue("acme")])
+        bucket, key = control.Control(connection), "cancel.acme.x.y"
+        await _send(server, _hpub(b"$KV.CONTROL.cancel.acme.x.y", where % status, b""))
+        await bucket.put("quarantine.aa", b"stands")
+        assert set(await bucket.entries()) == {key, "quarantine.aa"}
+        assert await bucket.get(key) is not None
+        seen: list[str] = []
+        watch = await control.watch(connection, lambda name, _value, _at: seen.append(name))
+        await watch.stop()
+        assert seen == [key, "quarantine.aa"]
 
     run(main())

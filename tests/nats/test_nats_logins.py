@@ -119,6 +119,22 @@ def test_the_mint_wants_the_key(jwts: Realm) -> None:
     run(test())
 
 
+def test_idle_talks_keep_nobody_from_the_mint(jwts: Realm) -> None:
+    """More connections than it serves at once, none of which says a word: a holder is served."""
+
+    async def test() -> None:
+        async with _minting(jwts, 60, Events()):
+            settings = _minted(jwts, "reader_acme")
+            path = settings.mint.removeprefix("unix:")
+            idle = [await asyncio.open_unix_connection(path) for _ in range(mint._AT_ONCE + 9)]
+            key = Folder.held(jwts.nats.users / "reader_acme.nk")
+            assert (await mint.fetch(settings, key)).jwt
+            for _, writer in idle:
+                writer.close()
+
+    run(test())
+
+
 def test_a_scope_fixes_the_rights(jwts: Realm) -> None:
     """Whoever has a signing key cannot sign more than its scope, nor for another account."""
 
@@ -307,6 +323,34 @@ def test_secrets_are_for_their_owner(jwts: Realm) -> None:
         assert caught.value.code == "config.invalid"
         with pytest.raises(ExecutorError, match="others can use"):
             await Connection.open(Settings(jwts.server.url, nkey_file=str(seed)), Events())
+
+    run(test())
+
+
+def test_credentials_are_written_where_others_write_too(jwts: Realm) -> None:
+    """A file that somebody laid in the way, open to all, does not become the one with the seed."""
+
+    async def test() -> None:
+        for name in ("mine.creds", ".mine.creds.new"):
+            (jwts.folder / name).touch()
+            (jwts.folder / name).chmod(0o666)
+        await jwts.call("nats", "mint", "reader_acme", "--credentials", "mine.creds")
+        assert (jwts.folder / "mine.creds").stat().st_mode & 0o777 == 0o600
+        assert (jwts.folder / ".mine.creds.new").read_bytes() == b""
+
+    run(test())
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "10.1.2.3", "nats.example.com", "[::]"])  # noqa: S104
+def test_without_tls_only_on_loopback(tmp_path: Path, host: str) -> None:
+    """`--plain` writes no file for a server that others reach."""
+    realm = Realm(tmp_path / "realm")
+    realm.server.url = f"nats://{host}:4222"
+
+    async def test() -> None:
+        told = await realm.call("nats", "config", "--plain", "--out", "elsewhere", code=15)
+        assert "no TLS beyond loopback" in told
+        assert not (realm.folder / "elsewhere").exists()
 
     run(test())
 

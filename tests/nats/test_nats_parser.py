@@ -131,6 +131,16 @@ def test_a_header_cannot_begin_another() -> None:
     assert fast.parse_headers(block) == {"A": "x  Task-Id: 9", "B": "y"}
 
 
+@pytest.mark.parametrize("value", ["204", "\u00e9"])  # the quick way, and the other
+def test_a_header_is_not_the_first_line(value: str) -> None:
+    """`Status` and `Description` are the server's, whatever a stranger calls a header."""
+    lines = f"Status: {value}\r\nDescription: {value}\r\nA: {value}\r\n\r\n".encode()
+    assert fast.parse_headers(b"NATS/1.0\r\n" + lines) == {"A": value}
+    assert fast.parse_headers(b"NATS/1.0 100 Idle\r\n" + lines) == {
+        "Status": "100", "Description": "Idle", "A": value,
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("way", ["fast", "plain"])
 def test_both_ways_carry_messages(server: NatsServer, way: str) -> None:
     """A subscription hears what is published, in order, with headers, on either way."""

@@ -320,7 +320,7 @@ def test_modules_are_stored_by_name_and_read_within_a_bound(server: NatsServer) 
 
 async def _meta(connection: Connection, name: str, meta: bytes) -> None:
     subject = f"$O.MODULES.M.{base64.urlsafe_b64encode(name.encode()).decode()}"
-    await connection.store(subject, meta, {"Nats-Rollup": "sub"})
+    await connection.store(subject, meta)
 
 
 def test_what_an_object_says_about_itself_is_not_believed(server: NatsServer) -> None:

@@ -14,7 +14,7 @@ from executor.cli.serving import stream_options
 from executor.core import subjects
 from executor.errors import ExecutorError
 from executor.model import Answer, Conflict, Delivery, Outgoing, Refused, Stored
-from executor.transport import records, streams
+from executor.transport import direct, records, streams
 from executor.transport.api import ApiError, header_size
 from executor.transport.outbox import Outbox, wire_headers
 from executor.transport.pull import Pull
@@ -169,6 +169,31 @@ def test_submitters_get_no_schedules_and_no_rollups(server: NatsServer) -> None:
         ):
             with pytest.raises(ApiError):
                 await connection.store("task.acme.work", b"x", headers)
+
+    run(body())
+
+
+def test_one_message_empties_no_bucket(server: NatsServer) -> None:
+    """Whoever may write one key of a shared bucket cannot roll up what stands under the others."""
+
+    async def body() -> None:
+        connection = await connect(server)
+        await streams.apply(connection, [ACME])
+        for own, others in (
+            ("$KV.CONTROL.cancel.acme.x.y", "$KV.CONTROL.quarantine.aa"),
+            ("$KV.TRUST.md.targets", "$KV.TRUST.md.root"),
+            ("$KV.T_acme.x", "$KV.T_acme.y"),
+            ("$O.MODULES.M.mine", "$O.MODULES.M.theirs"),
+        ):
+            await connection.store(others, b"stands")
+            for what in ("all", "sub"):
+                with pytest.raises(ApiError) as caught:
+                    await connection.store(own, b"x", {"Nats-Rollup": what})
+                assert caught.value.err_code == 10111  # rollup not permitted
+            stream = "OBJ_MODULES" if own.startswith("$O") else f"KV_{own.split('.')[1]}"
+            found = await direct.last(connection, stream, others)
+            assert found is not None
+            assert found.body == b"stands"
 
     run(body())
 

@@ -129,3 +129,44 @@ def test_a_reader_cannot_make_a_task_of_an_outcome(realm: Realm) -> None:
         assert (await _counts(deployer))["TASKS_acme"] == 0
 
     run(test())
+
+
+def test_a_publisher_s_reflections_stay_with_it(realm: Realm) -> None:
+    """Bytes of its choice, a chunk that is read back to another's subject: nobody has them."""
+
+    async def test() -> None:
+        deployer = await _deployed(realm)
+        await deployer.api(
+            "STREAM.CREATE.AUDIT", {"name": "AUDIT", "subjects": ["audit.>"], "deny_purge": True}
+        )
+        trust = await realm.connect("trust_sig")
+        await trust.store("$KV.TRUST.md.root", b"stands")
+        executor, heard = await realm.connect("executor_local"), list[str]()
+        for subject in ("control.local", "control.all", "stored.trust.>"):
+            await executor.subscribe(subject, lambda message: heard.append(message.subject))
+        events = Events()
+        publisher = await realm.connect("publisher_author", events)
+        chunk = "$O.MODULES.C.evil"
+        await publisher.store(chunk, b"chosen")
+        before = await _counts(deployer)
+        get = "$JS.API.DIRECT.GET.OBJ_MODULES"
+        batch = json.dumps({"seq": 1, "batch": 9, "next_by_subj": ">"}).encode()
+        for target in (
+            "task.zebra.x", "due.zebra.x", "later.zebra.x.y.1", "result.zebra.x.y",
+            "$KV.TRUST.md.timestamp", "$KV.CONTROL.quarantine.x", "$KV.T_zebra.x",
+            "control.local", "control.all", "audit.exec.local", "stored.trust.md.timestamp",
+        ):  # fmt: skip
+            publisher.send(f"{get}.{chunk}", b"", target)
+            publisher.send(get, json.dumps({"seq": 1}).encode(), target)
+            publisher.send(get, batch, target)
+        answer = await publisher.request(f"{get}.{chunk}")  # the server has done what came before
+        assert answer.data == b"chosen"
+        assert await _counts(deployer) == before
+        for stream, messages in (("AUDIT", 0), ("KV_TRUST", 1)):
+            info = await deployer.api(f"STREAM.INFO.{stream}")
+            assert info["state"]["messages"] == messages, stream
+        await executor.flush()
+        assert heard == []
+        assert events.count("permission-violation") == 0  # all of it was within its rights
+
+    run(test())
