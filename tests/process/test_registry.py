@@ -121,6 +121,25 @@ async def test_a_running_attempt_of_a_revoked_module_is_ended() -> None:
         assert rig.buckets.at_gate() == 1
 
 
+@pytest.mark.parametrize("before", ["another release", "another reload"])
+async def test_what_runs_is_found_though_it_is_live_no_more(before: str) -> None:
+    """A bad module is first replaced, then revoked: its running attempt ends all the same."""
+    async with Rig() as rig:
+        bad = rig.publish("hold", guests.HOLD)
+        request = rig.ask("hold")
+        await rig.until(rig.buckets.at_gate)
+        if before == "another release":
+            rig.publish("hold", guests.ECHO, version="1.0.1")
+            await rig.registry.admit(TENANT, "hold")
+        else:
+            reload(rig)
+        pids = rig.sandboxes()
+        reload(rig, ("revoked = []", f'revoked = ["{bad.digest}"]'))
+        await rig.until(lambda: not set(pids) & set(rig.sandboxes()))
+        ended = (await rig.record(request)).code
+        assert ended == ("" if before == "another release" else "module.signer-revoked")
+
+
 async def test_a_reload_during_an_admission_counts() -> None:
     """What was being decided under the old policy is decided again under the new one."""
     async with Rig() as rig:
