@@ -206,9 +206,7 @@ class Keeper:
             why = "trust expired" if over else self._refusal
             if why == self._held:
                 return
-            self._telemetry.log.event(
-                "held" if why else "going-on", why=why or "trust is in force"
-            )
+            self._telemetry.log.event("held" if why else "going-on", why=why or "trust is in force")
             await self._hold(why)
             self._held = why
 

@@ -59,15 +59,18 @@ class _Host:
         self.held.append(why)
 
 
+def _configured(folder: Path, root: bytes | None) -> configs.Config:
+    (folder / "trust").mkdir(parents=True)
+    (folder / "trust" / "root.json").write_bytes(root or b"")
+    return configs.parse(_HOST, folder=folder, name="executor.toml", environ={})
+
+
 @asynccontextmanager
 async def keeping(
     team: Team, folder: Path, host: _Host, get: Get, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Keeper]:
     """A keeper that began with what is in force, and asks `get` from then on."""
-    folder.mkdir()
-    (folder / "trust").mkdir()
-    (folder / "trust" / "root.json").write_bytes(team.repository.get("md.root.1") or b"")
-    config = configs.parse(_HOST, folder=folder, name="executor.toml", environ={})
+    config = _configured(folder, team.repository.get("md.root.1"))
     keeper = Keeper(config, Telemetry(Log(quiet=True)), host.put, host.hold)
 
     async def honest(key: str) -> bytes | None:
