@@ -221,7 +221,10 @@ class Pipeline:
         except ExecutorError as error:
             self._refuse(job, error)
             return
-        self._dispatch(job, admitted)
+        if self.registry.now(request.tenant, request.task) is admitted:
+            self._dispatch(job, admitted)
+        else:
+            self.on_again(job)  # between that decision and this turn policy or trust changed
 
     def decide_again(self) -> None:
         """Policy or trust changed: what has not started is authorised anew, as if just received."""
@@ -383,7 +386,13 @@ class Pipeline:
         """Run another module in place of the task's own, with the task's authority at most."""
         tenant, task = job.request.tenant, instead.fallback.task
         try:
-            other = bounded(await self.registry.admit(tenant, task), instead.admitted.authority)
+            admitted = await self.registry.admit(tenant, task)
+            while self.registry.now(tenant, task) is not admitted:  # changed since it was decided
+                admitted = await self.registry.admit(tenant, task)
+            if self._held_up:  # nobody can be judged, nor stand in for anybody
+                self._give_back(job)
+                return
+            other = bounded(admitted, instead.admitted.authority)
         except ExecutorError as error:
             self._end_fallback(job, Finished(as_failure(error), Receipt()), instead)
             return

@@ -17,7 +17,7 @@ from executor.core.frames import Compiled
 from executor.errors import ExecutorError
 from executor.supervisor import compiling
 from executor.supervisor.compiling import Budget, Compiler, Product, Turns
-from executor.supervisor.job import Artifact
+from executor.supervisor.job import Admitted, Artifact
 from executor.supervisor.process import sealed_memfd
 from executor.supervisor.zygote import Child
 from tests.support import guests, zoo
@@ -138,6 +138,26 @@ async def test_what_runs_is_found_though_it_is_live_no_more(before: str) -> None
         await rig.until(lambda: not set(pids) & set(rig.sandboxes()))
         ended = (await rig.record(request)).code
         assert ended == ("" if before == "another release" else "module.signer-revoked")
+
+
+async def test_a_reload_between_an_admission_and_its_use_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A decision that was overtaken before the loop came to the task that waited for it."""
+    async with Rig() as rig:
+        release = rig.publish("echo", guests.ECHO)
+        admit, overtaken = rig.registry.admit, list[str]()
+
+        async def late(tenant: str, task: str) -> Admitted:
+            admitted = await admit(tenant, task)
+            if not overtaken:
+                overtaken.append(task)
+                reload(rig, ("revoked = []", f'revoked = ["{release.digest}"]'))
+            return admitted
+
+        monkeypatch.setattr(rig.registry, "admit", late)
+        assert (await rig.record(rig.ask("echo"))).code == "module.signer-revoked"
+        assert overtaken
 
 
 async def test_a_reload_during_an_admission_counts() -> None:
