@@ -162,7 +162,9 @@ class Opener:
         if by in self.executors and typ in control.EXECUTORS_OWN and not only_people:
             # A breaker is one tenant's; what names none is said of the executor, or of a digest.
             return self._executor(by, at, "" if tenant == ANY else tenant).key
-        party = self._party(by, at, {**self.operators, **self.submitters})
+        listed = [parties for parties in (self.operators, self.submitters) if by in parties]
+        # An operator whose time is over is not one again because it may submit as well.
+        party, *_ = [self._party(by, at, parties) for parties in listed or [self.operators]]
         self.check(party, control.ACTIONS.get(typ, ""), tenant, task)
         return party.key
 
