@@ -129,7 +129,7 @@ def quarantine_list() -> None:
 
     Example: executor quarantine list
     """
-    config = state().config(required=True, bootstrap=True)
+    config = state().config(required=True)
     found = run_async(with_control(config, lambda bucket, _: bucket.entries("quarantine")), "NATS")
     out, now = state().out, _now_ms()
     modules = [
@@ -172,7 +172,7 @@ def quarantine_lift(digest: str) -> None:
 
     Example: executor quarantine lift sha256:9f2c…
     """
-    config = state().config(required=True, bootstrap=True)
+    config = state().config(required=True)
     key = subjects.quarantine_key(digest)
     known = _speak(config, lambda speaker: speaker.take_back(key))
     state().out.data(

@@ -55,6 +55,19 @@ def test_one_operator_signs_with_one_command(signed: House) -> None:
     assert signed.json("result", found["id"])["outcome"] == "result"
 
 
+def test_what_was_said_is_taken_back_under_signed_trust(signed: House) -> None:
+    """Quarantine and drain read answers and entries by the keys of the signed policy."""
+    digest = f"sha256:{'ab' * 32}"
+    signed.run("quarantine", "add", digest)
+    assert [m["digest"] for m in signed.json("quarantine", "list")["modules"]] == [digest]
+    assert "may run again" in signed.run("quarantine", "lift", digest).text
+    assert signed.json("quarantine", "list")["modules"] == []
+    assert signed.call("serve", "--drain", "local").code == 0
+    assert signed.server is not None
+    assert signed.server.wait(60) == 0
+    signed.serve_again()
+
+
 def test_keys_are_the_owners_alone(signed: House) -> None:
     """Every key that `init --signed` makes is a file of its own, mode 0600, and none is shared."""
     keys = sorted((signed.folder / "keys" / "trust").glob("*.key"))
