@@ -210,13 +210,14 @@ class Opener:
             raise NotAuthenticError(error.message) from error
         return fields
 
-    def request(self, sealed: Sealed, *, tenant: str, task: str, stored_at: int) -> None:
-        """Return if a submitter may ask for what it signed. Raises `NotAuthenticError`."""
+    def request(self, sealed: Sealed, *, tenant: str, task: str, stored_at: int) -> Party:
+        """The submitter that may ask for what it signed. Raises `NotAuthenticError`."""
         self._bound(sealed, "task", subjects.task(tenant, task), sealed.id)
         _fresh(sealed, stored_at)
         party = self._party(sealed.by, sealed.iat, self.submitters)
         self.check(party, "submit", tenant, task)
         self._proved(sealed, party.key)
+        return party
 
     def record(self, subject: str, data: bytes, *, stored_at: int) -> Record:
         """The terminal record in a message read from `subject`. Raises `NotAuthenticError`."""

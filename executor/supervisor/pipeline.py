@@ -217,14 +217,11 @@ class Pipeline:
                     self.outbox.ack(job.delivery.lease)
                     self._release(job, "duplicate")
                     return
-            admitted = await self.registry.admit(request.tenant, request.task)
+            await self.registry.admit(request.tenant, request.task)
         except ExecutorError as error:
             self._refuse(job, error)
             return
-        if self.registry.now(request.tenant, request.task) is admitted:
-            self._dispatch(job, admitted)
-        else:
-            self.on_again(job)  # between that decision and this turn policy or trust changed
+        self.on_again(job)  # policy or trust may have changed, even between that and this turn
 
     def decide_again(self) -> None:
         """Policy or trust changed: what has not started is authorised anew, as if just received."""
@@ -269,7 +266,12 @@ class Pipeline:
         if job.instead is not None:
             self._start(job, self._fall_back(job, job.instead))
             return
-        denied = self._denied(job)  # policy may have changed
+        try:
+            if job.signer:
+                self.reading.decode(job)  # whoever signed it may be gone
+            denied = self._denied(job)  # policy may have changed
+        except ExecutorError as error:
+            denied = error
         if denied is not None:
             self._refuse(job, denied)
             return

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from executor.core import envelope, schedule, subjects
+from executor.core.access import of_key
 from executor.core.envelope import Sealed
 from executor.core.schedule import Firing
 from executor.core.seal import NotAuthenticError
@@ -120,9 +121,12 @@ class Reading:
         """
         tenant, task = job.request.tenant, job.request.task
         try:
-            self.trust.opener().request(sealed, tenant=tenant, task=task, stored_at=stored_at)
+            party = self.trust.opener().request(
+                sealed, tenant=tenant, task=task, stored_at=stored_at
+            )
         except NotAuthenticError as error:
             raise ExecutorError("policy.submitter-denied", error.reason) from error
+        job.signer = of_key(party.key)
         return envelope.decode_signed(
             sealed, tenant, task, environment=self.environment,
             input_max=self.trust.policy().limits.input_bytes, submitted_at=stored_at,
