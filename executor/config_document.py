@@ -8,7 +8,7 @@ under [trust] in the one and at the top of the other.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +27,7 @@ from executor.core.access import (
 )
 from executor.core.policy import Grant, Policy, Publisher, Requirement, Tenant, is_wider
 from executor.core.seal import ExecutorKey
+from executor.core.signature import PublicKey
 from executor.errors import ExecutorError
 
 TABLES: Final = (
@@ -105,12 +106,16 @@ def read(reader: Reader, document: dict[str, Any]) -> Document:
     submitters: list[Party] = rows("submitter")
     builders: list[Party] = rows("builder")
     requirements: list[Requirement] = rows("requirement")
+    executors: list[ExecutorKey] = rows("executor")
     revoked: list[frozenset[str]] = rows("trust")
+    for section, listed in (("executor", executors), ("operator", operators),
+                            ("submitter", submitters), ("builder", builders)):  # fmt: skip
+        _check_keys(reader, section, [each.key for each in listed])
     _check_tenants(reader, tenants, grants)
     _check_builders(reader, builders, requirements)
     return Document(
         tenants=tuple(tenants), grants=tuple(grants), publishers=tuple(publishers),
-        executors=tuple(rows("executor")), operators=tuple(operators),
+        executors=tuple(executors), operators=tuple(operators),
         submitters=tuple(submitters), builders=tuple(builders), requirements=tuple(requirements),
         access=_access(reader, rows("role"), rows("binding"), tenants, publishers,
                        [*operators, *submitters, *publishers]),
@@ -131,6 +136,16 @@ def _check_tenants(reader: Reader, tenants: list[Tenant], grants: list[Grant]) -
             reader.fail("config.invalid", f"{where} grants to unknown tenant `{grant.tenant}`")
         if is_wider(granting, grant):
             reader.fail("config.invalid", f"{where}: its fallback may do more than its own task")
+
+
+def _check_keys(reader: Reader, section: str, keys: Sequence[PublicKey]) -> None:
+    """A key stands once in a table: of two rows one would count, and the other's end would not."""
+    known = set[PublicKey]()
+    for index, key in enumerate(keys):
+        if key in known:
+            where = reader.where(section, index=index)
+            reader.fail("config.invalid", f"{where} is a second [[{section}]] of the same key")
+        known.add(key)
 
 
 def _check_builders(reader: Reader, builders: list[Party], requirements: list[Requirement]) -> None:

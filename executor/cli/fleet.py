@@ -129,7 +129,7 @@ def quarantine_list() -> None:
 
     Example: executor quarantine list
     """
-    config = state().config(required=True, bootstrap=True)
+    config = state().config(required=True)
     found = run_async(with_control(config, lambda bucket, _: bucket.entries("quarantine")), "NATS")
     out, now = state().out, _now_ms()
     modules = [
@@ -172,7 +172,7 @@ def quarantine_lift(digest: str) -> None:
 
     Example: executor quarantine lift sha256:9f2c…
     """
-    config = state().config(required=True, bootstrap=True)
+    config = state().config(required=True)
     key = subjects.quarantine_key(digest)
     known = _speak(config, lambda speaker: speaker.take_back(key))
     state().out.data(
@@ -187,8 +187,8 @@ async def look(config: Config, bucket: Control, connection: Connection) -> dict[
     executors = []
     for key, fields in _entries(config, await bucket.entries("status")).items():
         if now - int(fields["at"]) < GONE_MS:
-            report = json.loads(str(fields["report"]))
-            executors.append({"name": key.partition(".")[2], "at": fields["at"], **report})
+            name = key.partition(".")[2]
+            executors.append({**said_of(str(fields["report"])), "name": name, "at": fields["at"]})
     queues = []
     for tenant in config.policy.tenants:
         stream = subjects.tasks_stream(tenant.name)
@@ -207,6 +207,21 @@ async def look(config: Config, bucket: Control, connection: Connection) -> dict[
             held_up.append({"kind": typ, "what": key.partition(".")[2].replace(".", "/"), **fields})
     return {"schema": "executor.top/1", "at": output.timestamp(now), "executors": executors,
             "queues": queues, "held_up": held_up}  # fmt: skip
+
+
+def said_of(report: str) -> dict[str, Any]:
+    """What an executor says of itself; nothing of what is no report, whoever wrote it."""
+    try:
+        found = json.loads(report)
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(found, dict):
+        return {}
+    for name in ("levels", "settled"):
+        counts = found.get(name, {})
+        if not isinstance(counts, dict) or not all(type(n) is int for n in counts.values()):
+            del found[name]
+    return found
 
 
 def page(seen: dict[str, Any]) -> str:

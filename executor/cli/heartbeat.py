@@ -67,7 +67,10 @@ class Heartbeat:
     async def _go_on(self) -> None:
         while True:
             await asyncio.sleep(BEAT_S)
-            await self.beat()
+            try:
+                await self.beat()
+            except Exception as error:  # noqa: BLE001 - a heart that stops has the host killed
+                self.telemetry.log.event("bug", what="heartbeat", error=repr(error))
 
     async def beat(self) -> None:
         """Say it once. What fails is said in the log and tried again with the next."""

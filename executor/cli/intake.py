@@ -51,7 +51,11 @@ class Intake:
             on_event=self.on_event,
         )  # fmt: skip
         self._sources[tenant.name] = _Source(tenant, pull)
-        await pull.start()
+        try:
+            await pull.start()
+        except BaseException:
+            self._sources.pop(tenant.name, None)  # whoever adds it again begins anew
+            raise
         # Whoever comes first need not wait for the first look at who is busy.
         self._share()
 

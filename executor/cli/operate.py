@@ -210,6 +210,7 @@ def serve(embedded: bool, ready_file: Path | None, drain: str | None) -> None:  
     if drain is not None:
         if not subjects.is_token(drain):
             raise click.UsageError(f"`{drain}` is no executor's name.")
+        config = believed(config)  # whose answer counts
         run_async(_drain(config, operator_key(config), drain), f"executor {drain}")
         state().out.data({"schema": "executor.draining/1", "executor": drain},
                          f"{drain} drains and ends")  # fmt: skip

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from executor import __version__
@@ -186,6 +186,7 @@ class Host:
         self.on_drain: Callable[[], None] = lambda: None
         self._clock = ServerClock()
         self._draining = False
+        self._changing = asyncio.Lock()  # one statement of who may do what after the other
         self._warm: set[asyncio.Task[None]] = set()
         self.pipeline: Pipeline
 
@@ -405,39 +406,57 @@ class Host:
     async def reload(self, config: Config) -> None:
         """Put another configuration in force without losing a task.
 
-        Policy, trust and tenants change now; host, NATS, delivery and sandbox settings need a new
-        start, which is said.
+        Limits, and what this file grants, change now; host, trust, NATS, delivery and sandbox
+        settings need a new start, which is said. Where what grants is signed, this file grants
+        nothing, whatever it says now.
 
         Errors  `config.missing`, `trust.missing`: what was in force stays in force; `transport.*`:
                 only new tenants are not served.
         """
-        if self._keeper is not None and not config.document.grants_anything:
-            config = config.granting(self._keeper.state.document)
-        self._check_trust(config)
-        shadow = shadow_of(config)
-        fixed = [
-            name for name, value in config.values.items()
-            if not name.startswith(("limits.", "policy.")) and value != self.config.values[name]
-        ]  # fmt: skip
+        async with self._changing:
+            # Said of the running host by nobody: its source of trust, its environment.
+            fixed = [
+                name for name, value in config.values.items()
+                if not name.startswith(("limits.", "policy.")) and value != self.config.values[name]
+            ]  # fmt: skip
+            kept = {name: self.config.values[name] for name in fixed}
+            config = replace(config, values={**config.values, **kept})
+            if self._keeper is not None:
+                config = config.granting(self._keeper.state.document)
+            self._check_trust(config)
+            self._shadow = shadow_of(config)
+            await self._replace(config, needs_restart=",".join(fixed) or "-")
+
+    async def _replace(self, config: Config, **facts: str) -> None:
         after = {tenant.name for tenant in config.policy.tenants}
-        for name in sorted(self._intake.windows().keys() - after):
-            await self._intake.remove(name)
-        # A revocation must not wait for the streams of a new tenant.
+        leaving = await self._leave(self._intake.windows().keys() - after)
+        # A revocation must not wait for the queue of a tenant, be it old or new.
         self.config = config
         self._trust.replace(config)
-        self.pipeline.usage.under(config.policy, shadow)
+        self.pipeline.usage.under(config.policy, self._shadow)
         self.pipeline.decide_again()
         self._steering.judge_again()
         self._watch.look_again()
         for release in self._modules.releases():
             self._released(release)
         share(self.pipeline.pool.slots, config)
+        await asyncio.gather(*leaving)
+        await self._serve()
+        self.telemetry.log.event("reloaded", tenants=",".join(sorted(after)), **facts)
+
+    async def _leave(self, names: Iterable[str]) -> list[asyncio.Task[None]]:
+        """From now on these queues give us nothing; what is awaited is only the server's part."""
+        loop = asyncio.get_running_loop()
+        leaving = [loop.create_task(self._intake.remove(name)) for name in sorted(names)]
+        await asyncio.sleep(0)  # each runs as far as it need not wait
+        return leaving
+
+    async def _serve(self) -> None:
+        """Pull and listen for the tenants there are. Errors  `transport.*`."""
+        tenants = self.config.policy.tenants
         await self._serve_tenants()
-        self._intake.replace(config.policy.tenants)
-        await self._listening.start(config.policy.tenants)
-        self.telemetry.log.event(
-            "reloaded", tenants=",".join(sorted(after)), needs_restart=",".join(fixed) or "-"
-        )
+        self._intake.replace(tenants)
+        await self._listening.start(tenants)
 
     async def _serve_tenants(self) -> None:
         """Pull whoever is not pulled yet. Errors  `transport.*`."""
@@ -451,17 +470,23 @@ class Host:
 
     async def _put_in_force(self, state: Verified) -> None:
         """Another state of signed trust: releases first, so that all is admitted once."""
-        self._modules.replace(state.releases)
-        if state.document != self.config.document:
-            await self.reload(self.config.granting(state.document))
+        async with self._changing:
+            self._modules.replace(state.releases)
+            if state.document == self.config.document:
+                await self._serve()  # in case it was cut off before
+                return
+            config = self.config.granting(state.document)
+            self._check_trust(config)
+            await self._replace(config)
 
     async def _hold(self, why: str) -> None:
         """Ask for nothing while nobody can be judged; "": go on."""
         self._over = why
         if why:
-            for name in self._intake.windows():
-                await self._intake.remove(name)
+            leaving = await self._leave(self._intake.windows())
             self.pipeline.hold()
+            self._heartbeat.write_health()
+            await asyncio.gather(*leaving)
         else:
             self.pipeline.go_on()
             await self._serve_tenants()

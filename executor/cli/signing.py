@@ -80,7 +80,7 @@ async def release(config: Config, connection: Connection, live: Release) -> bool
 
     repository, secrets = repository_of(config), secrets_of(config, ())
     if repository.stage_release(live):
-        added = repository.sign(secrets)
+        added = repository.sign(secrets, (RELEASES,))
         if RELEASES not in repository.ready():
             if not added:
                 folder = config.text("trust.keys_folder")

@@ -189,17 +189,21 @@ def sign(policy: Path | None, keys: tuple[Path, ...], folder: Path | None,
 
 def _go_on(
     config: Config, repository: Repository, secrets: Sequence[SecretKey], *, offline: bool,
-    renew: bool = False,
+    renew: Sequence[str] | None = None,
 ) -> None:  # fmt: skip
-    """Sign, put in force what is ready, push it, and show how far everything is."""
-    added, pushed = repository.sign(secrets), 0
+    """Sign, put in force what is ready, push it, and show how far everything is.
+
+    With `renew` nothing is signed but these roles.
+    """
+    added = repository.sign(secrets) if renew is None else repository.sign(secrets, renew)
+    pushed = 0
     ready = repository.ready()
-    if renew or ready:
+    if renew is not None or ready:
         try:
             repository.put_in_force(secrets)
         except ExecutorError as error:
             # All who have to have signed; somebody else holds the online key.
-            if renew or error.code != "trust.threshold-unmet":
+            if renew is not None or error.code != "trust.threshold-unmet":
                 raise
             state().out.warn(f"{error.message} · {error.hint}")
         else:
@@ -274,8 +278,8 @@ def rotate(keys: tuple[Path, ...], folder: Path | None, offline: bool,  # noqa: 
     before = repository.rules()
     rules = dict(before)
     for role, public in _keys(options).items():
-        threshold = min(before[role].threshold, len(public))
-        rules[role] = replace(before[role], keys=public, threshold=threshold)
+        # Fewer keys than have to sign are refused, not needed: that is for --threshold to say.
+        rules[role] = replace(before[role], keys=public)
     _adjust(rules, thresholds, days)
     changed = {role: rule for role, rule in rules.items() if rule != before[role]}
     if not changed:
@@ -291,8 +295,9 @@ def revoke(name: str, keys: tuple[Path, ...], folder: Path | None,
            offline: bool) -> None:  # noqa: FBT001  # fmt: skip
     """Revoke NAME: a module's digest, a key id, or a .pub file.
 
-    A signer's key leaves its roles. Anything else is added to `revoked` in policy.toml, and
-    running executors end what holds it within two seconds of the push.
+    A signer's key leaves its roles. What policy names, and anything else, is added to
+    `revoked` in policy.toml, and running executors end what holds it within two seconds of
+    the push.
 
     Example: executor trust revoke sha256:9f2c11…
     """
@@ -308,9 +313,18 @@ def revoke(name: str, keys: tuple[Path, ...], folder: Path | None,
     changed = {r: replace(rules[r], keys=left) for r, left in held.items() if left != rules[r].keys}
     if changed:
         repository.stage_keys(changed)
-    else:
+    if not changed or _is_named(repository.policy(), key_id):
         _revoke_in_policy(config.folder / POLICY_FILE, repository, key_id)
     _go_on(config, repository, secrets_of(config, keys), offline=offline)
+
+
+def _is_named(policy: bytes, key_id: str) -> bool:
+    """Whether a policy gives anything to a key."""
+    found = config_document.parse(policy, name=POLICY_FILE, folder=None)
+    keys = {publisher.key for publisher in found.publishers}
+    keys |= {executor.key for executor in found.executors}
+    keys |= {party.key for party in (*found.operators, *found.submitters, *found.builders)}
+    return key_id in {key.key_id.hex() for key in keys}
 
 
 def _revoke_in_policy(path: Path, repository: Repository, name: str) -> None:
@@ -352,7 +366,7 @@ def renew(roles: tuple[str, ...], keys: tuple[Path, ...], folder: Path | None,
     config = state().config(bootstrap=True)
     repository = repository_of(config, folder)
     repository.renew(roles)
-    _go_on(config, repository, secrets_of(config, keys), offline=offline, renew=True)
+    _go_on(config, repository, secrets_of(config, keys), offline=offline, renew=roles)
 
 
 @trust.command("verify")

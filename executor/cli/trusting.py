@@ -28,6 +28,8 @@ _FILE_S: Final = 30.0
 # Between two looks, however often the bucket is written to: a revocation still takes effect in a
 # fraction of its two seconds, and a flood of hints costs a few percent of a core.
 _GAP_S: Final = 0.1
+# Between two looks at the clock: a host that sleeps must not sleep through the end of trust.
+_END_S: Final = 1.0
 # After a refusal, doubled each time up to `trust.refresh_s`: a copy of the bucket may lag.
 _AGAIN_S: Final = 0.5
 
@@ -63,7 +65,8 @@ class Keeper:
     """See the module.
 
     `put` puts a state in force; `hold` is told why nothing may be judged, "" to go on. `put` may
-    refuse a state that does not know this host: then the executor holds as well.
+    refuse a state that does not know this host: then the executor holds as well. What could not be
+    put in force is tried again with each look.
     """
 
     def __init__(
@@ -79,12 +82,15 @@ class Keeper:
         self._bucket: TrustBucket
         self._hint = asyncio.Event()
         self._end: Callable[[], Awaitable[None]] | None = None
-        self._looking: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._held = ""  # why
+        self._refusal = ""  # why the newest state was not taken
+        self._saying = asyncio.Lock()
         self._failures = 0
         self._said = ""  # the last refusal: the same again is no news
         self._warned: set[tuple[str, int]] = set()
-        self.state: Verified
+        self.state: Verified  # the newest that was verified
+        self._good: Verified  # what is in force
 
     async def first(self, connection: Connection) -> Verified:
         """What to start with: the newest, or the last good state where the store has nothing.
@@ -100,20 +106,22 @@ class Keeper:
             except ExecutorError:
                 raise error.again() from None
             self._refused(error)
+        self._good = self.state
         return self.state
 
     async def start(self) -> None:
         """Listen and look from now on."""
         self._end = await self._bucket.hints(self._hint.set)
         self._hint.set()  # for what was pushed since `first`
-        self._looking = asyncio.get_running_loop().create_task(self._keep())
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._keep()), loop.create_task(self._watch_the_end())]
 
     async def stop(self) -> None:
         """End; idempotent."""
-        looking, self._looking = self._looking, None
-        if looking is not None:
-            looking.cancel()
-            await asyncio.gather(looking, return_exceptions=True)
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         end, self._end = self._end, None
         if end is not None:
             await end()
@@ -131,14 +139,27 @@ class Keeper:
                 self._telemetry.log.event("bug", what="trust", error=repr(error))
             await asyncio.sleep(_GAP_S)
 
+    async def _watch_the_end(self) -> None:
+        """Hold when what is in force is over, whatever becomes of the looks.
+
+        A store decides how long a look takes, by answering late, and must not decide this.
+        """
+        while True:
+            try:
+                await self._say()
+            except Exception as error:  # noqa: BLE001 - it is tried again
+                self._telemetry.log.event("bug", what="trust", error=repr(error))
+            left_s = (self._good.expires_ms - _now_ms()) / 1000
+            await asyncio.sleep(min(max(left_s, _GAP_S), _END_S))
+
     def _wait_s(self) -> float:
         waits = [float(self._refresh_s)]
         if self._failures:
             waits.append(_AGAIN_S * 2 ** min(self._failures, 10))
         if not self._held:
-            # When there is something to say of a role's end, and when the first one ends.
+            # When there is something to say of a role's end.
             due = [at for name, at in self.state.warn_at.items() if not self._was_said(name)]
-            waits.append(max((min([*due, self.state.expires_ms]) - _now_ms()) / 1000, 0.0))
+            waits += [max((at - _now_ms()) / 1000, 0.0) for at in due]
         return min(waits)
 
     def _was_said(self, role: str) -> bool:
@@ -153,11 +174,10 @@ class Keeper:
             self._refused(ExecutorError("trust.missing", error.strerror or "unreadable"))
         else:
             self._failures, self._said = 0, ""
-            if found != self.state:
-                self.state = found
+            self.state = found
+            if found != self._good:
                 await self._take()
-        if self.state.expires_ms <= _now_ms():
-            await self._say("trust expired")
+        await self._say()
         self._warn()
 
     async def _take(self) -> None:
@@ -165,22 +185,30 @@ class Keeper:
         try:
             await self._put(self.state)
         except ExecutorError as error:
-            self._telemetry.security_event("trust-not-taken", code=error.code, reason=error.message)
-            if not error.code.startswith("transport."):
-                await self._say(error.message)
+            self._failures += 1
+            passing = error.code.startswith("transport.")
+            if error.message != self._refusal:
+                self._telemetry.security_event(
+                    "trust-not-taken", code=error.code, reason=error.message
+                )
+            self._refusal = "" if passing else error.message
             return
+        self._good, self._refusal = self.state, ""
         versions = [f"{name}.{role.version}" for name, role in self.state.roles.items()]
         self._telemetry.log.event(
             "trust", versions=",".join(versions), releases=len(self.state.releases)
         )
-        await self._say("")
 
-    async def _say(self, why: str) -> None:
-        if why == self._held:
-            return
-        self._held = why
-        self._telemetry.log.event("held" if why else "going-on", why=why or "trust is in force")
-        await self._hold(why)
+    async def _say(self) -> None:
+        """Hold or go on, as things stand."""
+        async with self._saying:
+            over = self._good.expires_ms <= _now_ms()
+            why = "trust expired" if over else self._refusal
+            if why == self._held:
+                return
+            self._telemetry.log.event("held" if why else "going-on", why=why or "trust is in force")
+            await self._hold(why)
+            self._held = why
 
     def _refused(self, error: ExecutorError) -> None:
         self._failures += 1

@@ -206,7 +206,11 @@ class Opener:
         if typ == "break-glass":
             # What it opens two others approved (`core.approvals`); any operator may close it.
             return self._party(by, at, self.operators, session_id).key, ""
-        party = self._party(by, at, {**self.submitters, **self.operators}, session_id)
+        listed = [parties for parties in (self.operators, self.submitters) if by in parties]
+        # An operator whose time is over is not one again because it may submit as well.
+        party, *_ = [
+            self._party(by, at, parties, session_id) for parties in listed or [self.operators]
+        ]
         return party.key, self.check(party, control.ACTIONS.get(typ, ""), tenant, task, at=at)
 
     def check(self, party: Party, action: str, tenant: str, task: str, *, at: int) -> str:
@@ -278,13 +282,14 @@ class Opener:
             raise NotAuthenticError(error.message) from error
         return fields
 
-    def request(self, sealed: Sealed, *, tenant: str, task: str, stored_at: int) -> None:
-        """Return if a submitter may ask for what it signed. Raises `NotAuthenticError`."""
+    def request(self, sealed: Sealed, *, tenant: str, task: str, stored_at: int) -> Party:
+        """The submitter that may ask for what it signed. Raises `NotAuthenticError`."""
         self._bound(sealed, "task", subjects.task(tenant, task), sealed.id)
         _fresh(sealed, stored_at)
         party = self._party(sealed.by, sealed.iat, self.submitters, "")
         self.check(party, "submit", tenant, task, at=stored_at)
         self._proved(sealed, party.key)
+        return party
 
     def record(self, subject: str, data: bytes, *, stored_at: int) -> Record:
         """The terminal record in a message read from `subject`. Raises `NotAuthenticError`."""

@@ -27,6 +27,10 @@ TASKS_MAX: Final = 64  # beyond, those that ran longest ago are dropped
 KEYS_MAX: Final = 16  # patterns of keys of one task; beyond, folders
 _GRANTS_MAX: Final = 256
 _DENIED_MAX: Final = 32
+# Of what is read, which any executor may have written: counts that stay counts however many are
+# added, and lists that are as short as those that are kept.
+_NUMBER_MAX: Final = 2**53
+_ITEMS_MAX: Final = 4 * KEYS_MAX
 
 
 @dataclass(slots=True)
@@ -49,7 +53,7 @@ class TaskUse:
     def called(self, function: str, runs: int, at: int) -> None:
         """Note that a function was called."""
         before, last = self.used.get(function, (0, 0))
-        self.used[function] = (before + runs, max(last, at))
+        self.used[function] = (min(before + runs, _NUMBER_MAX), max(last, at))
 
     def key(self, prefix: str, function: str, key: str) -> None:
         """Note a key that was let through; with another prefix, all keys are learned anew."""
@@ -64,7 +68,7 @@ class TaskUse:
         """Note that the shadow would deny it; whether that is new."""
         new = what not in self.denied
         if not new or len(self.denied) < _DENIED_MAX:
-            self.denied[what] = self.denied.get(what, 0) + runs
+            self.denied[what] = min(self.denied.get(what, 0) + runs, _NUMBER_MAX)
         return new
 
     def add(self, other: TaskUse) -> None:
@@ -73,7 +77,7 @@ class TaskUse:
         if newer:
             self.digest, self.imports, self.signers = other.digest, other.imports, other.signers
         self.since, self.last = min(self.since, other.since), max(self.last, other.last)
-        self.runs += other.runs
+        self.runs = min(self.runs + other.runs, _NUMBER_MAX)
         for function, (runs, at) in other.used.items():
             self.called(function, runs, at)
         if newer or other.prefix == self.prefix:
@@ -158,7 +162,7 @@ def _task(found: Mapping[str, Any]) -> TaskUse:
 
 
 def _texts(found: object) -> tuple[str, ...]:
-    if type(found) is not list:
+    if type(found) is not list or len(found) > _ITEMS_MAX:
         raise ValueError
     return tuple(_text(value) for value in found)
 
@@ -170,7 +174,7 @@ def _text(value: object) -> str:
 
 
 def _number(value: object) -> int:
-    if type(value) is not int:
+    if type(value) is not int or not 0 <= value <= _NUMBER_MAX:
         raise ValueError
     return value
 

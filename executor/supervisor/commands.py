@@ -23,8 +23,9 @@ from executor.model import Answer, Outgoing, Refused, Stored, StoredMessage
 from executor.supervisor.ports import Outbox, Trust
 from executor.telemetry import Telemetry
 
-# 100 bytes each; beyond, nothing is believed until some have expired.
-NONCES_MAX: Final = 10_000
+# Of each key, 100 bytes each; beyond, nothing of it is believed until some have expired. Another
+# operator's flood is not one's own. A batch of commands is some hundreds a second for a minute.
+NONCES_MAX: Final = 50_000
 # Carried out at once; an operator's batch has 16 under way.
 _RUNNING_MAX: Final = 64
 _PUBLISH_S: Final = 10.0
@@ -49,7 +50,7 @@ class Commands:
     now_ms: Callable[[], int]
     send: Callable[[str, bytes], None]
     on_drain: Callable[[], None] = lambda: None
-    _nonces: dict[tuple[str, str], int] = field(default_factory=dict)  # key id, nonce → exp
+    _nonces: dict[str, dict[str, int]] = field(default_factory=dict)  # key id → nonce → exp
     _running: set[asyncio.Task[None]] = field(default_factory=set)
 
     def receive(self, subject: str, data: bytes) -> None:
@@ -72,14 +73,15 @@ class Commands:
 
     def _remember(self, command: Command, now: int) -> None:
         """Errors  `NotAuthenticError` for a command that came before."""
-        name = (command.party.key.key_id.hex(), command.nonce)
-        if len(self._nonces) >= NONCES_MAX:
-            self._nonces = {n: exp for n, exp in self._nonces.items() if exp >= now}
-        if name in self._nonces:
+        by, nonce = command.party.key.key_id.hex(), command.nonce
+        known = self._nonces.setdefault(by, {})
+        if len(known) >= NONCES_MAX:
+            known = self._nonces[by] = {n: exp for n, exp in known.items() if exp >= now}
+        if nonce in known:
             raise NotAuthenticError("a command that came before")
-        if len(self._nonces) >= NONCES_MAX:
+        if len(known) >= NONCES_MAX:
             raise NotAuthenticError("more commands than can be remembered")
-        self._nonces[name] = int(command.fields["exp"])
+        known[nonce] = int(command.fields["exp"])
 
     async def _carry_out(self, command: Command) -> None:
         said = command.fields

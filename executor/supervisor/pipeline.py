@@ -221,11 +221,11 @@ class Pipeline:
                     self.outbox.ack(job.delivery.lease)
                     self._release(job, "duplicate")
                     return
-            admitted = await self.registry.admit(request.tenant, request.task)
+            await self.registry.admit(request.tenant, request.task)
         except ExecutorError as error:
             self._refuse(job, error)
             return
-        self._dispatch(job, admitted)
+        self.on_again(job)  # policy or trust may have changed, even between that and this turn
 
     def decide_again(self) -> None:
         """Policy or trust changed: what has not started is authorised anew, as if just received."""
@@ -270,7 +270,12 @@ class Pipeline:
         if job.instead is not None:
             self._start(job, self._fall_back(job, job.instead))
             return
-        denied = self._denied(job)  # policy may have changed
+        try:
+            if job.signer:
+                self.reading.decode(job)  # whoever signed it may be gone
+            denied = self._denied(job)  # policy may have changed
+        except ExecutorError as error:
+            denied = error
         if denied is not None:
             self._refuse(job, denied)
             return
@@ -387,7 +392,13 @@ class Pipeline:
         """Run another module in place of the task's own, with the task's authority at most."""
         tenant, task = job.request.tenant, instead.fallback.task
         try:
-            other = bounded(await self.registry.admit(tenant, task), instead.admitted.authority)
+            admitted = await self.registry.admit(tenant, task)
+            while self.registry.now(tenant, task) is not admitted:  # changed since it was decided
+                admitted = await self.registry.admit(tenant, task)
+            if self._held_up:  # nobody can be judged, nor stand in for anybody
+                self._give_back(job)
+                return
+            other = bounded(admitted, instead.admitted.authority)
         except ExecutorError as error:
             self._end_fallback(job, Finished(as_failure(error), Receipt()), instead)
             return

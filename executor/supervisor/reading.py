@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from executor.core import envelope, schedule, subjects
-from executor.core.access import of_key_id
+from executor.core.access import of_key
 from executor.core.envelope import Sealed
 from executor.core.schedule import Firing
 from executor.core.seal import NotAuthenticError
@@ -121,10 +121,12 @@ class Reading:
         """
         tenant, task = job.request.tenant, job.request.task
         try:
-            self.trust.opener().request(sealed, tenant=tenant, task=task, stored_at=stored_at)
+            party = self.trust.opener().request(
+                sealed, tenant=tenant, task=task, stored_at=stored_at
+            )
         except NotAuthenticError as error:
             raise ExecutorError("policy.submitter-denied", error.reason) from error
-        job.signer = of_key_id(sealed.by)  # it asks in its own name as well as in its tenant's
+        job.signer = of_key(party.key)  # it asks in its own name as well as in its tenant's
         return envelope.decode_signed(
             sealed, tenant, task, environment=self.environment,
             input_max=self.trust.policy().limits.input_bytes, submitted_at=stored_at,

@@ -32,6 +32,10 @@ _MENDABLE: Final = frozenset({"module.provenance-invalid"})
 # Behind the digest, in memory and on disk, of what was made under a `large` signer's caps.
 _LARGE: Final = " large"
 
+# Admissions that are remembered without what they hold, so that a later revocation finds all that
+# may still run. A few hundred bytes each.
+_PAST_MAX: Final = 10_000
+
 _Name = tuple[str, str]  # tenant, task
 
 
@@ -40,6 +44,15 @@ class _Refusal:
     error: ExecutorError
     digest: str
     until: float  # loop time; inf for what stays
+
+
+@dataclass(frozen=True, slots=True)
+class _Past:
+    """An admission: by whom, without the artifact, whose file would stay open."""
+
+    release: Release
+    signers: tuple[str, ...]
+    publishers: tuple[str, ...]
 
 
 @dataclass
@@ -53,6 +66,8 @@ class Registry:
     now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
     _admitted: dict[_Name, Admitted] = field(default_factory=dict)
     _refused: dict[_Name, _Refusal] = field(default_factory=dict)
+    # Sandboxes may still hold what another release or a reload took out of `_admitted`.
+    _past: dict[tuple[_Name, Digest], _Past] = field(default_factory=dict)
     _products: dict[str, Product] = field(default_factory=dict)  # by digest and caps
     _pending: dict[_Name, asyncio.Task[Admitted]] = field(default_factory=dict)
     _generation: int = 0  # of policy and trust
@@ -107,7 +122,15 @@ class Registry:
             # What was decided under a policy that is no longer in force is decided again.
             if generation == self._generation:
                 self._admitted[name] = admitted
+                self._remember(name, admitted)
                 return admitted
+
+    def _remember(self, name: _Name, admitted: Admitted) -> None:
+        key = (name, admitted.digest)
+        self._past.pop(key, None)
+        self._past[key] = _Past(admitted.release, admitted.signers, admitted.publishers)
+        if len(self._past) > _PAST_MAX:
+            del self._past[next(iter(self._past))]
 
     async def _decide(self, name: _Name, release: Release, generation: int) -> Admitted:
         try:
@@ -200,14 +223,18 @@ class Registry:
         ]
 
     def revoked(self) -> set[Digest]:
-        """What was admitted and is revoked now: by its digest, or with too many who signed it."""
-        return {
-            admitted.digest
-            for admitted in self._admitted.values()
-            if self.trust.is_revoked(admitted.digest) or self._bereft(admitted)
-        }
+        """What was ever admitted and is revoked now, each told once.
 
-    def _bereft(self, admitted: Admitted) -> bool:
+        By its digest, or with too many who signed it. Also what is no release any more: a bad
+        module is first replaced, then revoked, and a long attempt of it still runs.
+        """
+        gone = [
+            key for key, past in self._past.items()
+            if self.trust.is_revoked(past.release.digest) or self._bereft(past)
+        ]  # fmt: skip
+        return {self._past.pop(key).release.digest for key in gone}
+
+    def _bereft(self, admitted: _Past) -> bool:
         """Whether too few are left of those that vouched: keys that are revoked, or not listed."""
         names = zip(admitted.signers, admitted.publishers, strict=True)
         release = admitted.release

@@ -235,10 +235,31 @@ class Repository:
         return self._staged(RELEASES) is not None
 
     def renew(self, roles: Iterable[str]) -> None:
-        """Stage the same again under a new date; snapshot and timestamp are made new anyway."""
+        """Stage the same again under a new date; snapshot and timestamp are made new anyway.
+
+        Errors  `config.invalid` where a change is staged: that is to be signed, not renewed.
+        """
         for role in roles:
-            if role not in ONLINE:
-                self._stage(role, self._edit(role))
+            if role in ONLINE:
+                continue
+            if self._changes(role):
+                raise ExecutorError(
+                    "config.invalid", f"a change of `{role}` is staged, which is more than a date",
+                    hint="look at it and sign it: executor trust sign",
+                )  # fmt: skip
+            self._stage(role, self._edit(role))
+
+    def _changes(self, role: str) -> bool:
+        """Whether more than version and date are staged of a role."""
+        staged, current = self._staged(role), self._current(role)
+        if staged is None:
+            return False
+        said = staged.signed.to_dict()
+        before = {} if current is None else current.signed.to_dict()
+        for each in (said, before):
+            each.pop("version", None)
+            each.pop("expires", None)
+        return bool(said != before)
 
     def _stage_target(self, role: str, path: str, data: bytes) -> None:
         edited = self._edit(role)
@@ -284,10 +305,13 @@ class Repository:
 
     # Signing and putting in force.
 
-    def sign(self, secrets: Collection[SecretKey]) -> int:
-        """Add the signatures that these keys may give to what is staged; how many were new."""
+    def sign(self, secrets: Collection[SecretKey], roles: Collection[str] = STAGED) -> int:
+        """Add the signatures that these keys may give to what is staged; how many were new.
+
+        Of `roles` alone: whoever asks for one thing has not looked at what others staged beside it.
+        """
         added = 0
-        for role in STAGED:
+        for role in (role for role in STAGED if role in roles):
             staged = self._staged(role)
             if staged is None:
                 continue

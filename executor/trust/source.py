@@ -199,9 +199,13 @@ class Source:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """One refresh at a time on this folder: an older state must not replace a newer one."""
-        with (self.folder / _LOCK).open("wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        # Not through a link, and nothing in it is touched: it is only held.
+        fd = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
             yield
+        finally:
+            os.close(fd)
 
     # The last good state.
 
@@ -210,8 +214,14 @@ class Source:
         try:
             with path.open("rb") as file:
                 data = file.read(_FILE_MAX + 1)
-        except OSError:
+        except FileNotFoundError:
             return _State()
+        except OSError as error:
+            # To begin again from the root here would forget the versions, and take older ones.
+            raise ExecutorError(
+                "trust.missing", f"`{path}`: {(error.strerror or 'unreadable').lower()}",
+                hint="it must be this user's own file",
+            ) from None  # fmt: skip
         try:
             found = metadata.decode(data, _FILE_MAX, f"`{path}`")
             state = _State(**found)
@@ -406,7 +416,8 @@ def _version_of(root: bytes) -> int:
 def write_whole(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     """Replace a file in one step, on the disk when it returns."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    beside.unlink(missing_ok=True)  # of a process that was killed, or a link that somebody left
+    fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
     try:
         with os.fdopen(fd, "wb") as file:
             file.write(data)
@@ -416,3 +427,8 @@ def write_whole(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)  # the new name, too, or the old file may be back after a power cut
+    finally:
+        os.close(folder)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from executor.core.signature import PublicKey
 from tests.e2e.command import House, Shell
 
 _GRANT = """
@@ -52,6 +53,19 @@ def test_one_operator_signs_with_one_command(signed: House) -> None:
     found = signed.json("submit", "flaky", "-i", "x", "--wait")
     assert (found["outcome"], found["attempt"]) == ("result", 2)
     assert signed.json("result", found["id"])["outcome"] == "result"
+
+
+def test_what_was_said_is_taken_back_under_signed_trust(signed: House) -> None:
+    """Quarantine and drain read answers and entries by the keys of the signed policy."""
+    digest = f"sha256:{'ab' * 32}"
+    signed.run("quarantine", "add", digest)
+    assert [m["digest"] for m in signed.json("quarantine", "list")["modules"]] == [digest]
+    assert "may run again" in signed.run("quarantine", "lift", digest).text
+    assert signed.json("quarantine", "list")["modules"] == []
+    assert signed.call("serve", "--drain", "local").code == 0
+    assert signed.server is not None
+    assert signed.server.wait(60) == 0
+    signed.serve_again()
 
 
 def test_keys_are_the_owners_alone(signed: House) -> None:
@@ -179,6 +193,28 @@ def test_a_team_signs_on_machines_of_its_own(tmp_path: Path) -> None:
     versions = {role["role"]: role["version"] for role in rotated["roles"]}
     assert (versions["root"], versions["policy"], versions["releases"]) == (2, 2, 1)
     assert first.json("trust", "status")["roles"][0]["needs"] == 0
+    # Fewer keys than must sign do not make that fewer.
+    few = first.call("trust", "rotate", "--policy", "pia.pub", "--offline")
+    assert few.code == 15
+    assert "`policy` has 1 keys, and needs 2" in few.err
+
+
+def test_a_revoked_signer_is_no_operator_either(tmp_path: Path) -> None:
+    """A key that signs releases and is an operator's: both end with one command."""
+    shell = Shell(tmp_path)
+    shell.run("keygen", "rob")
+    key = (tmp_path / "rob.pub").read_text().strip()
+    text = f'[[tenant]]\nname = "acme"\n[[operator]]\nname = "rob"\nkey = "{key}"\n'
+    (tmp_path / "policy.toml").write_text(text)
+    shell.run("trust", "init", "--offline")
+    mine = str(tmp_path / "keys" / "trust" / "releases.pub")
+    shell.run("trust", "rotate", "--releases", mine, "--releases", "rob.pub", "--offline")
+    done = shell.json("trust", "revoke", "rob.pub", "--offline")
+    assert {role["role"]: role["version"] for role in done["roles"]}["policy"] == 2
+    policy = tomllib.loads((tmp_path / "policy.toml").read_text())
+    assert policy["revoked"] == [PublicKey.parse(key).key_id.hex()]
+    status = shell.json("trust", "status")["roles"]
+    assert all(policy["revoked"][0] not in role["signed_by"] for role in status)
 
 
 def _key(*names: str) -> list[str]:

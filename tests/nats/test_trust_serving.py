@@ -346,3 +346,43 @@ def test_nothing_signed_is_no_start(site: SignedSite) -> None:
         assert "executor trust refresh" in caught.value.hint
 
     run(test())
+
+
+def test_a_reload_does_not_change_whom_to_believe(site: SignedSite) -> None:
+    """A host's file cannot leave production, nor signed trust, by a reload: that is a new start."""
+
+    async def test() -> None:
+        await site.prepare(echo=guests.ECHO)
+        life = await site.serve()
+        text = site.path.read_text().replace('mode = "production"\n', "")
+        text = text.replace('source = "tuf"\n', "").replace('"test"', '"other"', 1)
+        site.path.write_text(text + policy(tenants=(TENANT, OTHER)).decode().replace(
+            "revoked = []", ""))  # fmt: skip
+        life.signal(signal.SIGHUP)
+        said = await life.line("reloaded")
+        assert set(said["needs_restart"].split(",")) == {
+            "host.environment", "host.mode", "trust.source"}  # fmt: skip
+        assert said["tenants"] == TENANT
+        site.write()
+        await works(site)
+
+    run(test())
+
+
+def test_a_revocation_does_not_wait_for_a_file_of_the_host(site: SignedSite) -> None:
+    """A shadow that is not there any more keeps no revocation from taking effect."""
+
+    async def test() -> None:
+        (site.path.parent / "shadow.toml").write_bytes(policy())
+        site.write(more='[policy]\nshadow_file = "shadow.toml"\n')
+        live = (await site.prepare(echo=guests.ECHO, long=LONG))["long"]
+        await site.serve()
+        (site.path.parent / "shadow.toml").unlink()
+        async with await site.client() as client:
+            sent = await client.submit("long", b"n")
+            await began(site, "n")
+            await site.put(policy(revoked=live.digest))
+            outcome = await client.wait(sent.id, timeout_s=30)
+        assert outcome.code == "module.signer-revoked"
+
+    run(test())

@@ -17,7 +17,7 @@ from executor.core.frames import Compiled
 from executor.errors import ExecutorError
 from executor.supervisor import compiling
 from executor.supervisor.compiling import Budget, Compiler, Product, Turns
-from executor.supervisor.job import Artifact
+from executor.supervisor.job import Admitted, Artifact
 from executor.supervisor.process import sealed_memfd
 from executor.supervisor.zygote import Child
 from tests.support import guests, zoo
@@ -119,6 +119,45 @@ async def test_a_running_attempt_of_a_revoked_module_is_ended() -> None:
         reload(rig, ("revoked = []", f'revoked = ["{release.digest}"]'))
         assert (await rig.record(request)).code == "module.signer-revoked"
         assert rig.buckets.at_gate() == 1
+
+
+@pytest.mark.parametrize("before", ["another release", "another reload"])
+async def test_what_runs_is_found_though_it_is_live_no_more(before: str) -> None:
+    """A bad module is first replaced, then revoked: its running attempt ends all the same."""
+    async with Rig() as rig:
+        bad = rig.publish("hold", guests.HOLD)
+        request = rig.ask("hold")
+        await rig.until(rig.buckets.at_gate)
+        if before == "another release":
+            rig.publish("hold", guests.ECHO, version="1.0.1")
+            await rig.registry.admit(TENANT, "hold")
+        else:
+            reload(rig)
+        pids = rig.sandboxes()
+        reload(rig, ("revoked = []", f'revoked = ["{bad.digest}"]'))
+        await rig.until(lambda: not set(pids) & set(rig.sandboxes()))
+        ended = (await rig.record(request)).code
+        assert ended == ("" if before == "another release" else "module.signer-revoked")
+
+
+async def test_a_reload_between_an_admission_and_its_use_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A decision that was overtaken before the loop came to the task that waited for it."""
+    async with Rig() as rig:
+        release = rig.publish("echo", guests.ECHO)
+        admit, overtaken = rig.registry.admit, list[str]()
+
+        async def late(tenant: str, task: str) -> Admitted:
+            admitted = await admit(tenant, task)
+            if not overtaken:
+                overtaken.append(task)
+                reload(rig, ("revoked = []", f'revoked = ["{release.digest}"]'))
+            return admitted
+
+        monkeypatch.setattr(rig.registry, "admit", late)
+        assert (await rig.record(rig.ask("echo"))).code == "module.signer-revoked"
+        assert overtaken
 
 
 async def test_a_reload_during_an_admission_counts() -> None:

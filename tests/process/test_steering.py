@@ -293,10 +293,14 @@ async def test_a_command_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
         full = order("drain", "", guests.OPERATOR, "3", {})
         desk.commands.receive(subjects.commands_all(), full)
         assert reasons(rig)[-1] == "more commands than can be remembered"
-        now = speech.now_ms()
-        desk.commands._nonces = dict.fromkeys(desk.commands._nonces, now - 1)
+        mine = desk.commands._nonces[guests.OPERATOR.public.key_id.hex()]
+        desk.commands._nonces = {"another": dict(mine)}
+        await desk.tell("drain", nonce="5")  # another's flood is not one's own
+        desk.commands._nonces[guests.OPERATOR.public.key_id.hex()] = dict.fromkeys(
+            mine, speech.now_ms() - 1
+        )
         await desk.tell("drain", nonce="4")
-        assert desk.drained == 3
+        assert desk.drained == 4
 
 
 async def test_commands_under_way_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,18 +378,59 @@ async def test_a_signed_request_is_proved_at_each_attempt() -> None:
         assert rig.open(last).code == "policy.submitter-denied"
 
 
-async def test_a_submitters_own_role_is_enough() -> None:
-    """Where the tenant's token may ask for nothing, who signs may, by the roles of its key."""
-    alone = ("[[tenant]]", ASKER + "\nroles = []")
-    async with Rig(make_config(tenants=[TENANT], replaced=[alone])) as rig:
+SIGNER = ASKER.replace(guests.AUTHOR.public.text, guests.STRANGER.public.text).replace(
+    '["echo"]', '["*"]')  # fmt: skip
+DENIED = """[[binding]]
+role = "submitter"
+who = ["asker"]
+deny = true
+why = "not now"
+[[tenant]]"""
+
+
+@pytest.mark.parametrize("end", ["revoked", "denied"])
+async def test_a_signed_request_that_waits_is_judged_again(end: str) -> None:
+    """It is in hand when its submitter's key is revoked, or denied: it does not run."""
+    begin = ("[[tenant]]", SIGNER)
+    async with Rig(make_config(replaced=[begin], tenants=[TENANT])) as rig:
+        rig.publish("hold", guests.HOLD)
         rig.publish("echo", guests.ECHO)
-        plain = rig.ask("echo", b"x")
-        await rig.changes.until(lambda: plain.id in rig.acked(), plain.id)
+        await rig.admit_all()
+        held = rig.ask("hold")
+        await rig.until(rig.buckets.at_gate)
+        waiting = [rig.request("echo", b"x", id=f"w{number}") for number in range(150)]
+        for request in waiting:
+            body = signed(request, signer=guests.STRANGER)
+            rig.hand_over(body, subjects.task(TENANT, "echo"), id=request.id)
+        await rig.until(lambda: rig.pool.statistics()["waiting"] > 50)
+        gone = ("revoked = []", f'revoked = ["{guests.STRANGER.public.key_id.hex()}"]')
+        denied = ("[[tenant]]", DENIED)
+        rig.trust.replace(make_config(
+            replaced=[begin, gone if end == "revoked" else denied], tenants=[TENANT]
+        ))  # fmt: skip
+        rig.pipeline.decide_again()
+        codes = {(await rig.record(waiting[-1])).code}
+        rig.buckets.gate.set()
+        await rig.record(held)
+        assert codes == {"policy.submitter-denied"}
+
+
+async def test_who_signs_may_what_its_tenant_may_not() -> None:
+    """A tenant whose token may only read: what a listed submitter signs is taken, nothing else."""
+    only = ("[[tenant]]", SIGNER + '\nroles = ["reader"]')
+    async with Rig(make_config(replaced=[only], tenants=[TENANT])) as rig:
+        rig.publish("echo", guests.ECHO)
+        request = rig.request("echo", b"x", id="mine")
+        body = signed(request, signer=guests.STRANGER)
+        rig.hand_over(body, subjects.task(TENANT, "echo"), id="mine")
+        assert (await rig.record(request)).output == b"x"
+        plain = rig.ask("echo")
+        await rig.until(lambda: len(rig.acked()) == 2)
         # Under its place in the stream: nobody occupies an id by claiming it.
-        assert rig.records()["_1"].code == "policy.submitter-denied"
-        mine = rig.request("echo", b"x", id="mine")
-        rig.hand_over(signed(mine), subjects.task(TENANT, "echo"), id="mine")
-        assert (await rig.record(mine)).output == b"x"
+        (_, refused) = rig.records().items()
+        assert refused[0].startswith("_")
+        assert refused[0] != plain.id
+        assert refused[1].code == "policy.submitter-denied"
 
 
 async def test_a_repeated_request_has_the_same_outcome() -> None:

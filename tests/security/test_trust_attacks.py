@@ -6,6 +6,7 @@ Each attack ends in its code, and what was in force before stays. Its harmless t
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -349,6 +350,39 @@ def test_an_edited_last_good_state_is_no_state(team: Team, source: Source) -> No
         assert caught.value.code in {"trust.invalid", "trust.missing"}
     path.unlink()
     assert source.refresh(team.repository.get).policy == PLAIN
+
+
+def test_an_unreadable_last_good_state_is_not_forgotten(team: Team, source: Source) -> None:
+    """What cannot be read, be it another user's, is no reason to take older versions."""
+    old = team.store()
+    team.repository.stage_policy(OTHER)
+    team.sign()
+    source.refresh(team.repository.get)
+    path = source.folder / FILE
+    kept = path.read_bytes()
+    path.unlink()
+    path.symlink_to(FILE)  # also for root unreadable
+    assert refused(source, old).code == "trust.missing"
+    assert refused(source, team.store()).code == "trust.missing"
+    path.unlink()
+    path.write_bytes(kept)
+    assert refused(source, old).code == "trust.rolled-back"
+    assert source.load().policy == OTHER
+
+
+def test_no_link_in_the_folder_is_followed(team: Team, tmp_path: Path) -> None:
+    """What others left where the lock or a new file goes is neither followed nor emptied."""
+    source, victim = team.source(tmp_path / "shared"), tmp_path / "victim"
+    source.folder.mkdir()
+    victim.write_text("mine")
+    (source.folder / f".{FILE}.{os.getpid()}").symlink_to(victim)
+    source.refresh(team.repository.get)
+    (source.folder / "lock").unlink()
+    (source.folder / "lock").symlink_to(victim)
+    with pytest.raises(OSError, match="symbolic"):
+        source.refresh(team.repository.get)
+    assert victim.read_text() == "mine"
+    assert source.load().policy == PLAIN
 
 
 def test_a_signed_policy_that_nobody_can_read_is_refused(team: Team, source: Source) -> None:

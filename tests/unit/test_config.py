@@ -569,3 +569,13 @@ def test_every_table_is_checked(text: str, message: str) -> None:
     error = refusal(text)
     assert error.code == "config.invalid"
     assert message in error.detail
+
+
+@pytest.mark.parametrize("section", ["executor", "operator", "submitter", "builder"])
+def test_a_key_stands_once_in_a_table(section: str) -> None:
+    """Of two rows of one key only one would count: neither is taken."""
+    key = SecretKey(bytes(32)).public.text
+    rows = [f'[[{section}]]\nname = "{name}"\nkey = "{key}"\n' for name in ("a", "b")]
+    assert config.parse(rows[0], folder=Path(), name="t", environ={})
+    with pytest.raises(ExecutorError, match="of the same key"):
+        config.parse("".join(rows), folder=Path(), name="t", environ={})

@@ -359,3 +359,15 @@ def test_where_a_key_names_whom() -> None:
     assert control.about("quarantine.ab") == ("quarantine", "*", "*")
     assert control.about("release") == ("release", "*", "*")
     assert (subjects.commands_all(), subjects.commands("x")) == ("control.all", "control.x")
+
+
+def test_a_time_that_is_over_in_one_table_is_over() -> None:
+    """Who may also submit, without an end, is no operator beyond the end of that."""
+    over = by_id([Party("boss", BOSS.public, not_after=NOW - 1)])
+    still = by_id([Party("boss", BOSS.public)])
+    for operators, submitters in ((over, still), (still, over)):
+        opener = replace(OPENER, operators=operators, submitters=submitters)
+        with pytest.raises(NotAuthenticError, match="not valid then"):
+            opener.said(KEY, entry(fields=FIELDS), stored_at=NOW)
+    opener = replace(OPENER, operators=still, submitters=still)
+    assert opener.said(KEY, entry(fields=FIELDS), stored_at=NOW).fields == FIELDS

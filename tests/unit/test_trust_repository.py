@@ -141,6 +141,23 @@ def test_text_that_changes_is_signed_anew(team: Team) -> None:
 
 
 @pytest.mark.covers("module.manifest-invalid")
+def test_whoever_releases_or_renews_signs_nothing_else(team: Team) -> None:
+    """What another has staged beside it waits for a look, whatever keys are in the folder."""
+    team.repository.stage_policy(OTHER)
+    team.repository.sign(secrets("pia"))  # one of the two that it needs
+    team.repository.stage_release(HELLO)
+    team.repository.sign(secrets("quin", "rob", "online"), (RELEASES,))
+    assert needs(team.repository) == {POLICY: 1, RELEASES: 0}
+    with pytest.raises(ExecutorError) as caught:
+        team.repository.renew([POLICY])
+    assert caught.value.code == "config.invalid"
+    team.repository.withdraw([POLICY])
+    team.repository.renew([POLICY])
+    team.repository.renew([POLICY])  # a date over a date
+    team.repository.sign(secrets("quin", "pia"), (POLICY,))
+    assert team.repository.put_in_force(secrets("online")).policy == PLAIN
+
+
 def test_a_released_version_is_not_overwritten(team: Team) -> None:
     """Other bytes under the same version are refused, the same bytes are no news."""
     team.repository.stage_release(HELLO)

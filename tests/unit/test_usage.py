@@ -48,7 +48,9 @@ _GOOD: Final = json.loads(usage.encode(Usage({"hello": used()}, {"ab": 5}, "s"))
         *(json.dumps({**_GOOD, "tasks": {"hello": {**_GOOD["tasks"]["hello"], name: bad}}}).encode()
           for name, bad in (("runs", "3"), ("digest", 3), ("imports", "x"), ("signers", [1]),
                             ("used", {"kv_get": 1}), ("used", {"kv_get": [1, "x"]}),
-                            ("most", []), ("denied", {"x": True}), ("read", None))),
+                            ("most", []), ("denied", {"x": True}), ("read", None),
+                            ("runs", 10**4299), ("last", -1), ("used", {"kv_get": [2**60, 1]}),
+                            ("read", ["k"] * 100))),
         json.dumps({**_GOOD, "grants": {"ab": "5"}}).encode(),
         json.dumps({**_GOOD, "shadow": None}).encode(),
         json.dumps({**_GOOD, "v": 2}).encode(),
@@ -97,6 +99,15 @@ def test_two_executors_see_one_task() -> None:
     assert both.prefix == "own/"
     both.add(used(prefix="new/", last=99, read=("z",), write=()))
     assert (both.prefix, both.read, both.write) == ("new/", ("z",), ())
+
+
+def test_no_number_grows_beyond_what_can_be_written() -> None:
+    """Whoever says the most: what it is added to is still a usage that everyone reads."""
+    most = used(runs=2**53, used={"kv_get": (2**53, 1)}, denied={"x": 2**53})
+    said = Usage({"hello": most})
+    together = usage.decode(usage.encode(said))
+    together.add(usage.decode(usage.encode(said)))
+    assert usage.decode(usage.encode(together)).tasks["hello"].runs == 2**53
 
 
 def test_grants_are_known_by_what_they_give() -> None:
