@@ -30,7 +30,7 @@ PEOPLE: Final = (
     )
     + '[[binding]]\nrole = "approver"\nwho = ["ann", "bob"]\nwhy = "for tests"\n[[tenant]]'
 )
-CONFIG: Final = make_config(replaced=[("[[tenant]]", PEOPLE)])
+CONFIG: Final = make_config(tenants=[TENANT], replaced=[("[[tenant]]", PEOPLE)])
 
 
 class Desk:
@@ -161,7 +161,7 @@ async def test_an_approver_who_is_struck_off() -> None:
         desk.steering.judge_again()
         assert desk.paused
         gone = ("revoked = []", f'revoked = ["{BOB.public.key_id.hex()}"]')
-        rig.trust.replace(make_config(replaced=[("[[tenant]]", PEOPLE), gone]))
+        rig.trust.replace(make_config(tenants=[TENANT], replaced=[("[[tenant]]", PEOPLE), gone]))
         desk.steering.judge_again()
         assert not desk.paused
         (closed,) = [f for f in rig.journal.of("security-event")
@@ -216,7 +216,7 @@ async def test_a_session_that_is_revoked() -> None:
         desk.hear(digest, speech.value("quarantine", digest, shut, at=desk.now))
         assert desk.pauses(held)
         gone = ("revoked = []", f'revoked = ["{held.id}"]')
-        rig.trust.replace(make_config(replaced=[("[[tenant]]", PEOPLE), gone]))
+        rig.trust.replace(make_config(tenants=[TENANT], replaced=[("[[tenant]]", PEOPLE), gone]))
         desk.steering.judge_again()
         assert not desk.paused
         assert rig.guards.quarantined

@@ -22,7 +22,7 @@ from tests.support.rig import TENANT, make_config
 NOW: Final = 1_800_000_000_000
 BOSS, HOST, ASKER = guests.OPERATOR, guests.HOST, guests.AUTHOR
 ANN, BOB = guests.STRANGER, guests.FORGER
-OPENER: Final = make_config(replaced=[(
+OPENER: Final = make_config(tenants=[TENANT], replaced=[(
     "[[tenant]]", f"""[[submitter]]
 name = "asker"
 key = "{ASKER.public.text}"
