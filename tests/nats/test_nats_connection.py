@@ -13,6 +13,7 @@ import pytest
 from executor.errors import ExecutorError
 from executor.model import Answer, Delivery, Outgoing, Refused
 from executor.transport import link, streams
+from executor.transport.backoff import Backoff
 from executor.transport.connection import Connection, Message, Settings
 from executor.transport.outbox import Outbox
 from executor.transport.pull import Pull
@@ -307,13 +308,19 @@ def test_a_private_server_that_cannot_start_shows_its_log(server: NatsServer) ->
 _ENDED = "'user authentication expired'"  # after which nats-py closes its client for good
 
 
+async def _a_while(other: Connection) -> None:
+    """Many round trips of another client: what is under way at the server is over."""
+    for _ in range(50):
+        await other.flush()
+
+
 async def _delivered_once(server: NatsServer, got: list[bytes]) -> None:
     """What another sends arrives once: no client that was given up listens beside the new one."""
     other, sent = await connect(server), [b"1", b"2", b"3"]
     for payload in sent:  # a second client's copies would come on another socket
         other.send("news", payload)
         await eventually(lambda last=payload: asyncio.sleep(0, last in got))  # type: ignore[misc]
-        await asyncio.sleep(0.05)
+        await _a_while(other)
     assert got == sent
 
 
@@ -355,11 +362,12 @@ def test_a_login_that_ends_while_it_is_renewed_makes_one_client(server: NatsServ
             await go_on.wait()
 
         connection._link.quiet = quiet
+        connection._link._backoff = Backoff(base=0.0, cap=0.0)
         changing = asyncio.create_task(connection._link._change())
         await asked.wait()
         await connection._link.client._process_err(_ENDED)
         await events.wait("disconnected")
-        await asyncio.sleep(0.2)  # longer than the first delay before a new client
+        await _a_while(await connect(server))  # in which a new client would be there
         go_on.set()
         await changing
         await _delivered_once(server, got)

@@ -88,7 +88,7 @@ async def keeping(
 
 
 async def _late(_key: str) -> bytes | None:
-    await asyncio.sleep(20)
+    await asyncio.Event().wait()  # until whoever asks gives up
     return None
 
 
