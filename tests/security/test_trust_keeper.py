@@ -88,7 +88,7 @@ async def keeping(
 
 
 async def _late(_key: str) -> bytes | None:
-    await asyncio.sleep(20)
+    await asyncio.Event().wait()
     return None
 
 
@@ -128,9 +128,8 @@ def test_what_was_not_put_in_force_is_tried_again(
             return team.repository.get(key)
 
         host.refusals.append(ExecutorError(code, "for once"))
-        team_state = team.repository
         async with keeping(team, tmp_path / "host", host, honest, monkeypatch) as keeper:
-            team_state.stage_policy(_OTHER)
+            team.repository.stage_policy(_OTHER)
             team.sign()
             keeper._hint.set()
 
