@@ -13,7 +13,6 @@ import pytest
 from executor.errors import ExecutorError
 from executor.model import Answer, Delivery, Outgoing, Refused
 from executor.transport import link, streams
-from executor.transport.backoff import Backoff
 from executor.transport.connection import Connection, Message, Settings
 from executor.transport.outbox import Outbox
 from executor.transport.pull import Pull
@@ -308,32 +307,28 @@ def test_a_private_server_that_cannot_start_shows_its_log(server: NatsServer) ->
 _ENDED = "'user authentication expired'"  # after which nats-py closes its client for good
 
 
-async def _a_while(other: Connection) -> None:
-    """Many round trips of another client: what is under way at the server is over."""
-    for _ in range(50):
-        await other.flush()
+def _clients(connection: Connection) -> list[link._Client]:
+    """The clients that a link has made, of which one may be left."""
+    made, make = [connection._link.client], connection._link._new_client
 
+    def new() -> link._Client:
+        made.append(make())
+        return made[-1]
 
-async def _delivered_once(server: NatsServer, got: list[bytes]) -> None:
-    """What another sends arrives once: no client that was given up listens beside the new one."""
-    other, sent = await connect(server), [b"1", b"2", b"3"]
-    for payload in sent:  # a second client's copies would come on another socket
-        other.send("news", payload)
-        await eventually(lambda last=payload: asyncio.sleep(0, last in got))  # type: ignore[misc]
-        await _a_while(other)
-    assert got == sent
+    connection._link._new_client = new  # type: ignore[method-assign]
+    return made
 
 
 def test_a_client_that_did_not_come_back_whole_is_closed(
     server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Connected and subscribed, then no PONG in time: the next client is the only one."""
+    """Connected and subscribed, then no PONG in time: it does not listen beside the next one."""
 
     async def body() -> None:
-        events, got = Events(), list[bytes]()
+        events, got = Events(), asyncio.Event()
         connection = await connect(server, events)
-        await connection.subscribe("news", lambda message: got.append(message.data))
-        whole, tries = link._Client.flush, iter([False])
+        await connection.subscribe("news", lambda _message: got.set())
+        made, whole, tries = _clients(connection), link._Client.flush, iter([False])
 
         async def flush(self: link._Client, timeout: int = 10) -> None:  # noqa: ASYNC109 - nats-py's
             if not next(tries, True):
@@ -343,7 +338,10 @@ def test_a_client_that_did_not_come_back_whole_is_closed(
         monkeypatch.setattr(link._Client, "flush", flush)
         await connection._link.client._process_err(_ENDED)
         await events.wait("reconnected")
-        await _delivered_once(server, got)
+        assert len(made) > 2
+        assert [client for client in made if client.is_connected] == [connection._link.client]
+        connection.send("news")
+        await got.wait()
 
     run(body())
 
@@ -352,25 +350,27 @@ def test_a_login_that_ends_while_it_is_renewed_makes_one_client(server: NatsServ
     """The server hangs up while the old client is being left: no second one is opened for it."""
 
     async def body() -> None:
-        events, got = Events(), list[bytes]()
+        events, got = Events(), asyncio.Event()
         connection = await connect(server, events)
-        await connection.subscribe("news", lambda message: got.append(message.data))
-        asked, go_on = asyncio.Event(), asyncio.Event()
+        await connection.subscribe("news", lambda _message: got.set())
+        made, asked, go_on = _clients(connection), asyncio.Event(), asyncio.Event()
 
         async def quiet() -> None:
             asked.set()
             await go_on.wait()
 
         connection._link.quiet = quiet
-        connection._link._backoff = Backoff(base=0.0, cap=0.0)
         changing = asyncio.create_task(connection._link._change())
         await asked.wait()
-        await connection._link.client._process_err(_ENDED)
-        await events.wait("disconnected")
-        await _a_while(await connect(server))  # in which a new client would be there
+        await made[0]._process_err(_ENDED)
+        # The last that it does, behind its callbacks.
+        await eventually(lambda: asyncio.sleep(0, made[0]._client_id is None))
         go_on.set()
         await changing
-        await _delivered_once(server, got)
+        assert connection._link._reopening is None
+        assert [client for client in made if client.is_connected] == [connection._link.client]
         assert events.count("reconnected") == 1
+        connection.send("news")
+        await got.wait()
 
     run(body())
