@@ -319,8 +319,9 @@ class Link:
             await asyncio.sleep(self.login.renew_in())
             try:
                 await self.login.fresh()
-            except ExecutorError as error:
-                self.event("error", {"what": "login", "code": error.code, "text": error.message})
+            except Exception as error:  # noqa: BLE001 - nobody hears of a task that ended
+                code = error.code if isinstance(error, ExecutorError) else type(error).__name__
+                self.event("error", {"what": "login", "code": code, "text": str(error)[:200]})
                 await asyncio.sleep(backoff.delay())
                 continue
             backoff.reset()

@@ -58,6 +58,11 @@ class Settings:
         Errors  `config.invalid`.
         """
         if not self.ca_file:
+            if self.cert_file:
+                raise ExecutorError(
+                    "config.invalid", "`nats.cert_file` without `nats.ca_file`: no TLS is demanded",
+                    hint="name who signs the server's certificate: nats.ca_file",
+                )  # fmt: skip
             return None
         purpose = ssl.Purpose.CLIENT_AUTH if server else ssl.Purpose.SERVER_AUTH
         try:

@@ -278,6 +278,13 @@ def test_tls_is_of_both_sides_and_1_3(realm: Realm) -> None:
     run(test())
 
 
+@pytest.mark.covers("config.invalid")
+def test_a_certificate_without_a_ca_is_no_tls() -> None:
+    """Whoever names its own certificate means TLS: without a CA it is refused, not left out."""
+    with pytest.raises(ExecutorError, match="no TLS is demanded"):
+        Settings("nats://127.0.0.1:1", cert_file="own.pem").tls()
+
+
 def test_a_server_without_tls_is_not_spoken_to(realm: Realm, tmp_path: Path) -> None:
     """Where a CA is named, a server that says it has no TLS sees no login."""
 
