@@ -123,9 +123,9 @@ class Family(click.Group):
             near = difflib.get_close_matches(args[0], list(self.commands), n=1)
             if not near:
                 raise
-            raise click.UsageError(
-                f"{error.format_message()} Did you mean `{near[0]}`?", error.ctx
-            ) from None
+            # From 8.5 on click guesses as well, in other words.
+            said = error.format_message().partition(" Did you mean")[0]
+            raise click.UsageError(f"{said} Did you mean `{near[0]}`?", error.ctx) from None
 
     def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """In one line: a family's screen is for its verbs, whose help explains them."""

@@ -43,17 +43,21 @@ def check(file: Path | None, strict: bool) -> None:  # noqa: FBT001
 
     Example: executor policy check --strict
     """
-    statement = statement_of(_config(file), granters_of(state().config(bootstrap=True)))
+    used = state().config(bootstrap=True)
+    statement = statement_of(_config(file), granters_of(used))
     found = review.findings(statement, output.now_ms())
     rows = [(finding.kind, finding.what) for finding in found]
     names = [output.count(len(statement.policy.tenants), "tenant"),
              output.count(len(statement.policy.grants), "grant"),
-             output.count(len(statement.policy.access.bindings), "binding")]  # fmt: skip
+             output.count(len(statement.policy.access.bindings), "binding")
+             + ", implied ones too"]  # fmt: skip
     state().out.data(
         {"schema": "executor.policy/1", "ok": not found,
          "findings": [{"kind": kind, "what": what} for kind, what in rows]},
         output.table(("FINDING", "WHAT"), rows) if rows else f"ok  {' · '.join(names)}",
     )  # fmt: skip
+    if file is None and used.signed:
+        state().out.say("this is what is signed and in force · a file: executor policy check FILE")
     if found and strict:
         raise SystemExit(_FINDINGS)
 

@@ -25,6 +25,7 @@ environment = "dev"
 name = "local"
 key_file = "keys/executor.key"            # signs outcomes
 cache_key_file = "keys/cache.key"         # authenticates compiled modules in ./cache
+health_file = "health.json"               # rewritten every 5 s: executor health
 
 [nats]
 url = "nats://127.0.0.1:4222"
@@ -159,10 +160,19 @@ def init(folder: Path, tenant: str, signed: bool) -> None:  # noqa: FBT001
     )  # fmt: skip
 
 
+# Of a signed policy: a login of NATS that may push what was signed.
+_SIGNER: Final = """
+[[binding]]
+role = "policy-signer"
+who = ["you"]
+why = "pushes what was signed: executor trust push"
+"""
+
+
 def _sign(target: Path, policy: str) -> None:
     """The policy in a file of its own, signed by keys that stay in this folder."""
     head = "# What grants. After a change: executor trust sign policy.toml\n\n"
-    text = head.encode() + policy.encode()
+    text = f"{head}{policy}{_SIGNER}".encode()
     write_file(target.parent / POLICY_FILE, text)
     config = configs.load(target, environ={})
     keys = local_keys(target.parent / config.text("trust.keys_folder"))

@@ -144,7 +144,7 @@ class House(Shell):
         self.port = free_port()
         config = self.folder / "executor.toml"
         text = config.read_text().replace("127.0.0.1:4222", f"127.0.0.1:{self.port}")
-        config.write_text(text.replace("[nats]", 'health_file = "health.json"\n[nats]', 1))
+        config.write_text(text)
         self.serve()
 
     def serve(self) -> None:
