@@ -201,8 +201,9 @@ class Opener:
         typ, tenant, task = control.about(key)
         only_people = typ == "quarantine" and removes
         if by in self.executors and typ in control.EXECUTORS_OWN and not only_people:
-            # A breaker is one tenant's; what names none is said of the executor, or of a digest.
-            return self._executor(by, at, "" if tenant == ANY else tenant).key, ""
+            # What names no tenant is said of the executor; a quarantine then is for all tenants.
+            said_of_itself = tenant == ANY and typ != "quarantine"
+            return self._executor(by, at, "" if said_of_itself else tenant).key, ""
         if typ == "break-glass":
             # What it opens two others approved (`core.approvals`); any operator may close it.
             return self._party(by, at, self.operators, session_id).key, ""

@@ -132,9 +132,13 @@ def pause_key(tenant: str, name: str) -> str:
     return _join("pause", tenant, name)
 
 
-def quarantine_key(digest: str) -> str:
-    """The key in CONTROL that keeps a module from running; `digest` is `sha256:` and hex."""
-    return _join("quarantine", digest.removeprefix("sha256:"))
+def quarantine_key(digest: str, tenant: str = "") -> str:
+    """The key in CONTROL that keeps a module from running, for one tenant or for all.
+
+    `digest` is `sha256:` and hex.
+    """
+    whose = (tenant,) if tenant else ()
+    return _join("quarantine", digest.removeprefix("sha256:"), *whose)
 
 
 def breaker_key(kind: str, tenant: str, name: str) -> str:

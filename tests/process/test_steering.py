@@ -10,7 +10,7 @@ import pytest
 from executor.core import again, control, envelope, seal, subjects
 from executor.core.seal import FRESH_MS
 from executor.core.signature import SecretKey
-from executor.model import TaskRequest
+from executor.model import Digest, TaskRequest
 from executor.supervisor import commands
 from executor.supervisor.commands import Commands
 from executor.supervisor.steering import Steering
@@ -98,7 +98,7 @@ async def test_what_was_said_is_judged_again() -> None:
         rig.trust.replace(make_config(replaced=[("revoked = []", gone)]))
         heard.judge_again()
         assert rig.guards.paused == {}
-        assert list(rig.guards.quarantined) == ["sha256:" + "ab" * 32]
+        assert list(rig.guards.quarantined) == [(Digest("sha256:" + "ab" * 32), "*")]
         assert [facts["key"] for facts in rig.journal.of("no-longer-said")] == [PAUSE]
         assert len(rig.pipeline.cancelling.cancels._until) == 1
 

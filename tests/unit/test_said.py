@@ -70,7 +70,8 @@ def said(value: bytes, key: str = KEY, *, at: int = NOW) -> str:
     return ""
 
 
-QUARANTINE: Final = "quarantine." + "ab" * 32
+QUARANTINE: Final = f"quarantine.{'ab' * 32}.acme"
+FOR_ALL: Final = "quarantine." + "ab" * 32
 BREAKER: Final = f"breaker.module.acme.{'ab' * 32}"
 OPENED: Final[dict[str, control.Value]] = {"until": NOW, "trips": 1, "by": "host"}
 SHUT: Final[dict[str, control.Value]] = {"at": NOW, "code": "c", "task": "t", "by": "x"}
@@ -89,6 +90,7 @@ def test_what_may_be_said_is_believed() -> None:
     assert said(entry(QUARANTINE, SHUT, signer=HOST), QUARANTINE) == ""
     assert said(entry(QUARANTINE, SHUT), QUARANTINE) == ""
     assert said(entry(QUARANTINE), QUARANTINE) == ""
+    assert said(entry(FOR_ALL, SHUT), FOR_ALL) == ""
     assert said(entry("release.acme.echo", LIVE), "release.acme.echo") == ""
     cancel = "cancel.acme.echo.1"
     assert said(entry(cancel, CANCEL, signer=ASKER), cancel) == ""
@@ -111,6 +113,9 @@ def test_what_may_be_said_is_believed() -> None:
         ("cancel.acme._.1", entry("cancel.acme._.1", CANCEL, signer=ASKER), "may not"),
         (BREAKER, entry(BREAKER, OPENED), "may not"),
         (QUARANTINE, entry(QUARANTINE, signer=HOST), "nobody who is listed"),
+        (FOR_ALL, entry(FOR_ALL, SHUT, signer=HOST), "may not speak for this tenant"),
+        (f"{FOR_ALL}.zebra", entry(f"{FOR_ALL}.zebra", SHUT, signer=HOST),
+         "may not speak for this tenant"),
         ("breaker.module.zebra.ab", entry("breaker.module.zebra.ab", OPENED, signer=HOST),
          "may not speak for this tenant"),
         (KEY, seal.seal(BOSS, [Draft("control", f"dev/{KEY}", "acme", b"")], at=NOW)[0],
@@ -357,6 +362,7 @@ def test_where_a_key_names_whom() -> None:
     assert control.about("cancel.acme._.1") == ("cancel", "acme", "*")
     assert control.about("breaker.module.acme.ab") == ("breaker", "acme", "*")
     assert control.about("quarantine.ab") == ("quarantine", "*", "*")
+    assert control.about("quarantine.ab.acme") == ("quarantine", "acme", "*")
     assert control.about("release") == ("release", "*", "*")
     assert (subjects.commands_all(), subjects.commands("x")) == ("control.all", "control.x")
 
