@@ -231,6 +231,7 @@ async def test_a_letter_is_closed() -> None:
         ("retry", "none", {}, "transport.outcome-pending"),
         ("retry", "no id", {}, "policy.task-unknown"),
         ("retry", "old", {"tenant": "stranger"}, "policy.task-unknown"),
+        ("retry", "old", {"task": "no.task"}, "policy.task-unknown"),
         ("retry", "old", {"sequence": 1}, "transport.publish-unconfirmed"),
         ("retry", "good", {}, "message.malformed"),
         ("dance", "old", {}, "message.malformed"),
