@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import fcntl
+import os
 import re
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -68,6 +71,8 @@ SINGLE_DAYS: Final = {**DAYS, POLICY: 365, RELEASES: 365, TARGETS: 365, SNAPSHOT
 STAGED: Final = (ROOT, TARGETS, POLICY, RELEASES)
 ROOT_FILE: Final = "root.json"
 _PUBLIC: Final = 0o644
+# For another command to end; it may ask somebody for a passphrase meanwhile.
+_WAIT_S: Final = 10.0
 _NAME: Final = re.compile(r"(\d+)\.([a-z]+)\.json\Z")
 
 
@@ -120,6 +125,34 @@ class Repository:
     def environment(self) -> str:
         """What it is made for."""
         return str(self._signed(ROOT).unrecognized_fields[FIELD]["environment"])
+
+    @contextlib.contextmanager
+    def locked(self, *, new: bool = False) -> Iterator[None]:
+        """One changing command at a time, for its whole length; `new` makes the folder.
+
+        Two that add a signature each to one file would lose one. The folder itself is locked: no
+        file of it travels with it, and none can be a link.
+
+        Errors  `trust.missing` without a folder, `config.invalid` while another changes it.
+        """
+        if new:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            fd = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            raise no_repository(self.folder) from None
+        try:
+            until = time.monotonic() + _WAIT_S
+            while not _lock(fd):
+                if time.monotonic() >= until:
+                    raise ExecutorError(
+                        "config.invalid", f"another command changes `{self.folder}`",
+                        hint="wait until it has ended, then say this again",
+                    )  # fmt: skip
+                time.sleep(0.05)
+            yield
+        finally:
+            os.close(fd)
 
     # Making and changing: everything is staged.
 
@@ -535,6 +568,14 @@ class Repository:
         data = (self._files / info.hashes["sha256"]).read_bytes()
         info.verify_length_and_hashes(data)
         return data
+
+
+def _lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def no_repository(folder: Path) -> ExecutorError:
