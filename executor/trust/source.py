@@ -15,6 +15,7 @@ import fcntl
 import json
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -157,13 +158,19 @@ class Source:
 
     @classmethod
     def of(cls, config: Config) -> Source:
-        """As a configuration says. Errors  `trust.missing` without the root file, `trust.*`."""
+        """As a configuration says.
+
+        Errors  `trust.missing` without the root file, `trust.invalid` where others can write.
+        """
         path, folder = config.path("trust.root_file"), config.path("trust.folder")
         try:
             if path is None or folder is None:
                 raise FileNotFoundError
             with path.open("rb") as file:
+                _own("trust.root_file", path, os.fstat(file.fileno()))
                 root = file.read(BOUNDS[ROOT] + 1)
+            if folder.exists():
+                _own("trust.folder", folder, folder.stat())
         except OSError:
             raise ExecutorError(
                 "trust.missing", f"no root file `{path}`",
@@ -304,6 +311,14 @@ class Source:
             _granters(root, targets),
         )  # fmt: skip
         return found, new
+
+
+def _own(name: str, path: Path, status: os.stat_result) -> None:
+    """Refuse what anybody but this user and root can change. Errors  `trust.invalid`."""
+    if status.st_uid not in {0, os.geteuid()}:
+        raise invalid(f"`{name}` is another user's", hint=f"chown it to this user: {path}")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise invalid(f"others can write `{name}`", hint=f"chmod go-w {path}")
 
 
 def _bounds() -> UpdaterConfig:
