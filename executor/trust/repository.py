@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import fcntl
-import os
 import re
 import tempfile
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -38,6 +35,7 @@ from executor import config_document
 from executor.core.signature import PublicKey, SecretKey
 from executor.errors import ExecutorError
 from executor.model import Release
+from executor.trust.locking import alone
 from executor.trust.metadata import (
     BOUNDS,
     DELEGATED,
@@ -71,8 +69,6 @@ SINGLE_DAYS: Final = {**DAYS, POLICY: 365, RELEASES: 365, TARGETS: 365, SNAPSHOT
 STAGED: Final = (ROOT, TARGETS, POLICY, RELEASES)
 ROOT_FILE: Final = "root.json"
 _PUBLIC: Final = 0o644
-# For another command to end; it may ask somebody for a passphrase meanwhile.
-_WAIT_S: Final = 10.0
 _NAME: Final = re.compile(r"(\d+)\.([a-z]+)\.json\Z")
 
 
@@ -130,29 +126,16 @@ class Repository:
     def locked(self, *, new: bool = False) -> Iterator[None]:
         """One changing command at a time, for its whole length; `new` makes the folder.
 
-        Two that add a signature each to one file would lose one. The folder itself is locked: no
-        file of it travels with it, and none can be a link.
+        Two that add a signature each to one file would lose one.
 
         Errors  `trust.missing` without a folder, `config.invalid` while another changes it.
         """
         if new:
             self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            fd = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError:
-            raise no_repository(self.folder) from None
-        try:
-            until = time.monotonic() + _WAIT_S
-            while not _lock(fd):
-                if time.monotonic() >= until:
-                    raise ExecutorError(
-                        "config.invalid", f"another command changes `{self.folder}`",
-                        hint="wait until it has ended, then say this again",
-                    )  # fmt: skip
-                time.sleep(0.05)
+        elif not self.folder.is_dir():
+            raise no_repository(self.folder)
+        with alone(self.folder):
             yield
-        finally:
-            os.close(fd)
 
     # Making and changing: everything is staged.
 
@@ -568,14 +551,6 @@ class Repository:
         data = (self._files / info.hashes["sha256"]).read_bytes()
         info.verify_length_and_hashes(data)
         return data
-
-
-def _lock(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def no_repository(folder: Path) -> ExecutorError:

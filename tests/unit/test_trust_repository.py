@@ -224,7 +224,7 @@ def test_one_command_changes_it_at_a_time(
     team: Team, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A second one is refused while the first goes on, and may when it has ended."""
-    monkeypatch.setattr("executor.trust.repository._WAIT_S", 0.0)
+    monkeypatch.setattr("executor.trust.locking._WAIT_S", 0.0)
     with team.repository.locked():
         second = Repository(team.repository.folder).locked()
         with pytest.raises(ExecutorError, match="another command changes") as caught, second:
@@ -245,7 +245,7 @@ def test_every_verb_that_changes_it_waits(
     verb: list[str], team: Team, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What signs or stages does neither while another command does."""
-    monkeypatch.setattr("executor.trust.repository._WAIT_S", 0.0)
+    monkeypatch.setattr("executor.trust.locking._WAIT_S", 0.0)
     monkeypatch.chdir(tmp_path)
     before = team.repository.signings()
     call = ["trust", *verb, "--offline", "--folder", str(team.repository.folder)]
