@@ -126,7 +126,7 @@ def _digest(text: str) -> str:
 
 @quarantine.command("list")
 def quarantine_list() -> None:
-    """List the modules in quarantine, for which tenant, and the task that put them there.
+    """List the modules in quarantine, for whom, and what put them there.
 
     Example: executor quarantine list
     """
