@@ -146,6 +146,11 @@ def breaker_key(kind: str, tenant: str, name: str) -> str:
     return _join("breaker", kind, tenant, name)
 
 
+def life(executor: str, number: str | int) -> str:
+    """One process of an executor, among others of its name."""
+    return f"{executor[:48]}_{number}"
+
+
 def status_key(executor: str) -> str:
     """The key in CONTROL where an executor says how it is."""
     return _join("status", executor)

@@ -126,7 +126,7 @@ def test_top_and_health(site: Site) -> None:
     """`top` shows executors and queues; `health` says ready, draining or gone."""
 
     async def test() -> None:
-        text = site.path.read_text().replace('name = "local"', 'name = "local"\nhealth_file = "h"')
+        text = site.path.read_text().replace("[host]", '[host]\nhealth_file = "h"')
         site.path.write_text(text)
         await site.prepare(echo=guests.ECHO, long=guests.SPIN)
         assert "no executor serves" in call(site, "top").stdout

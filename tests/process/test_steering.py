@@ -144,7 +144,7 @@ class Desk:
         self.answers: list[tuple[str, bytes]] = []
         self.drained = 0
         self.commands = Commands(
-            "test", "host", guests.HOST, rig.trust, rig.wire, rig.wire.find,
+            "test", "test", guests.HOST, rig.trust, rig.wire, rig.wire.find,
             Telemetry(rig.journal), speech.now_ms, lambda s, b: self.answers.append((s, b)),
             self._drain,
         )  # fmt: skip
