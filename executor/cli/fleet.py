@@ -21,6 +21,7 @@ from executor.cli.operate import duration_ms
 from executor.cli.sessions import operator_key
 from executor.config import Config
 from executor.core import control, subjects
+from executor.core.access import ANY
 from executor.core.breaker import Breaker
 from executor.core.seal import NotAuthenticError
 from executor.errors import ExecutorError
@@ -125,7 +126,7 @@ def _digest(text: str) -> str:
 
 @quarantine.command("list")
 def quarantine_list() -> None:
-    """List the modules in quarantine, with the task that put them there.
+    """List the modules in quarantine, for whom, and what put them there.
 
     Example: executor quarantine list
     """
@@ -133,14 +134,20 @@ def quarantine_list() -> None:
     found = run_async(with_control(config, lambda bucket, _: bucket.entries("quarantine")), "NATS")
     out, now = state().out, _now_ms()
     modules = [
-        {"digest": f"sha256:{key.partition('.')[2]}", **fields}
+        {"digest": f"sha256:{key.split('.')[1]}", "tenant": control.about(key)[1], **fields}
         for key, fields in _entries(config, found).items()
     ]
     rows = [
-        (str(m["digest"]), str(m["task"]), str(m["code"]), output.age(int(m["at"]), now))
+        (
+            str(m["digest"]),
+            "all" if m["tenant"] == ANY else str(m["tenant"]),
+            str(m["task"]),
+            str(m["code"]),
+            output.age(int(m["at"]), now),
+        )
         for m in modules
     ]
-    text = output.table(("DIGEST", "TASK", "CODE", "AGE"), rows)
+    text = output.table(("DIGEST", "FOR", "TASK", "CODE", "AGE"), rows)
     out.data({"schema": "executor.quarantined/1", "modules": modules},
              text if rows else "no module is in quarantine")  # fmt: skip
     if rows:
@@ -168,13 +175,19 @@ def quarantine_add(digest: str) -> None:
 @quarantine.command("lift")
 @click.argument("digest", callback=lambda _c, _p, value: _digest(value))
 def quarantine_lift(digest: str) -> None:
-    """Let the module DIGEST run again.
+    """Let the module DIGEST run again, for every tenant.
 
     Example: executor quarantine lift sha256:9f2c…
     """
     config = state().config(required=True)
     key = subjects.quarantine_key(digest)
-    known = _speak(config, lambda speaker: speaker.take_back(key))
+
+    async def lift(speaker: Speaker) -> bool:
+        """What stands for all tenants, then what executors said of one."""
+        keys = [key, *await speaker.bucket.keys(key)]
+        return any([await speaker.take_back(each) for each in keys])
+
+    known = _speak(config, lift)
     state().out.data(
         {"schema": "executor.quarantine/1", "digest": digest, "quarantined": False},
         f"{digest} may run again" if known else f"{digest} was not in quarantine",

@@ -56,7 +56,7 @@ class Heartbeat:
 
     def __post_init__(self) -> None:
         """Several processes of one name have an entry each."""
-        self.life = f"{self.executor[:48]}_{os.getpid()}"
+        self.life = subjects.life(self.executor, os.getpid())
         self.key = subjects.status_key(self.life)
 
     async def start(self) -> None:

@@ -198,11 +198,18 @@ class Host:
                                 hint="add one, or run `executor init`")  # fmt: skip
         if not config.publishers:
             raise ExecutorError("trust.missing", "no [[publisher]]")
-        if by not in {entry.key.key_id.hex() for entry in config.executors}:
+        name = config.text("host.name")
+        names = [entry.name for entry in config.executors if entry.key.key_id.hex() == by]
+        if not names:
             raise ExecutorError(
                 "trust.missing", f"no [[executor]] has this host's key `{by}`",
-                hint=f'add to executor.toml: [[executor]] name = "{config.text("host.name")}" '
+                hint=f'add to executor.toml: [[executor]] name = "{name}" '
                 f'key = "{self._key.public.text}"',
+            )  # fmt: skip
+        if name not in names:
+            raise ExecutorError(
+                "config.invalid", f"`host.name` is `{name}`, but its key is `{names[0]}`'s",
+                hint="give the host the name of its [[executor]], or it a key of its own",
             )  # fmt: skip
         if by in config.revoked:
             raise ExecutorError("trust.missing", f"this host's key `{by}` is revoked",

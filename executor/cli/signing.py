@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
+
 from executor.cli.modules import read_key
 from executor.cli.serving import settings
 from executor.config import Config
@@ -31,6 +33,13 @@ def repository_of(config: Config, folder: Path | None = None) -> Repository:
         raise ExecutorError("config.missing", "`trust.repository` is not set",
                             hint="name it there, or with --folder")  # fmt: skip
     return Repository(path)
+
+
+def changing(config: Config, folder: Path | None = None, *, new: bool = False) -> Repository:
+    """The same, and nobody else's to change until this command has ended."""
+    repository = repository_of(config, folder)
+    click.get_current_context().with_resource(repository.locked(new=new))
+    return repository
 
 
 def secrets_of(config: Config, named: Sequence[Path]) -> list[SecretKey]:
@@ -79,18 +88,19 @@ async def release(config: Config, connection: Connection, live: Release) -> bool
     from executor.trust.metadata import RELEASES
 
     repository, secrets = repository_of(config), secrets_of(config, ())
-    if repository.stage_release(live):
-        added = repository.sign(secrets, (RELEASES,))
-        if RELEASES not in repository.ready():
-            if not added:
-                folder = config.text("trust.keys_folder")
-                raise ExecutorError(
-                    "config.missing",
-                    f"no key of `releases` in `{folder}`",
-                    hint="it is staged; whoever holds one: executor trust sign --key FILE",
-                )
-            return False
-        repository.put_in_force(secrets)
-        adopt(config, repository)
-    await push(connection, repository)  # also of what was in force, and may not have arrived
-    return True
+    with repository.locked():
+        if repository.stage_release(live):
+            added = repository.sign(secrets, (RELEASES,))
+            if RELEASES not in repository.ready():
+                if not added:
+                    folder = config.text("trust.keys_folder")
+                    raise ExecutorError(
+                        "config.missing",
+                        f"no key of `releases` in `{folder}`",
+                        hint="it is staged; whoever holds one: executor trust sign --key FILE",
+                    )
+                return False
+            repository.put_in_force(secrets)
+            adopt(config, repository)
+        await push(connection, repository)  # also of what was in force, and may not have arrived
+        return True

@@ -11,7 +11,7 @@ import click
 from executor import config as configs
 from executor.cli.base import Verb, state, unwritable, write_file
 from executor.cli.modules import write_secret
-from executor.cli.signing import adopt, repository_of
+from executor.cli.signing import adopt, changing
 from executor.cli.trust import POLICY_FILE, local_keys, single_rules
 from executor.core import subjects
 from executor.core.signature import SecretKey
@@ -176,7 +176,7 @@ def _sign(target: Path, policy: str) -> None:
     write_file(target.parent / POLICY_FILE, text)
     config = configs.load(target, environ={})
     keys = local_keys(target.parent / config.text("trust.keys_folder"))
-    repository = repository_of(config)
+    repository = changing(config, new=True)
     repository.make(config.text("host.environment"), single_rules(keys), text)
     repository.sign(list(keys.values()))
     repository.put_in_force(list(keys.values()))

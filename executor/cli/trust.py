@@ -16,7 +16,7 @@ from executor.cli import output
 from executor.cli.base import Family, read_file, run_async, state, write_file
 from executor.cli.modules import write_secret
 from executor.cli.serving import settings
-from executor.cli.signing import adopt, push_now, repository_of, secrets_of
+from executor.cli.signing import adopt, changing, push_now, repository_of, secrets_of
 from executor.cli.trusting import fetch_and_verify
 from executor.config import Config
 from executor.core.signature import PublicKey, SecretKey
@@ -137,9 +137,9 @@ def init(environment: str | None, policy_file: Path | None, keys: tuple[Path, ..
     from executor.trust.repository import DAYS, rule
 
     config = state().config(bootstrap=True)
-    repository = repository_of(config, folder)
     named, secrets = _keys(options), secrets_of(config, keys) if keys else []
     policy = read_file(policy_file or config.folder / POLICY_FILE)
+    repository = changing(config, folder, new=True)
     if repository.made:
         raise ExecutorError("config.invalid", f"`{repository.folder}` has a repository",
                             hint="change its keys with executor trust rotate")  # fmt: skip
@@ -181,7 +181,7 @@ def sign(policy: Path | None, keys: tuple[Path, ...], folder: Path | None,
     Example: executor trust sign policy.toml
     """
     config = state().config(bootstrap=True)
-    repository = repository_of(config, folder)
+    repository = changing(config, folder)
     if policy is not None:
         repository.stage_policy(read_file(policy))
     _go_on(config, repository, secrets_of(config, keys), offline=offline)
@@ -274,7 +274,7 @@ def rotate(keys: tuple[Path, ...], folder: Path | None, offline: bool,  # noqa: 
     Example: executor trust rotate --policy a.pub --policy b.pub --threshold policy=2
     """
     config = state().config(bootstrap=True)
-    repository = repository_of(config, folder)
+    repository = changing(config, folder)
     before = repository.rules()
     rules = dict(before)
     for role, public in _keys(options).items():
@@ -302,7 +302,7 @@ def revoke(name: str, keys: tuple[Path, ...], folder: Path | None,
     Example: executor trust revoke sha256:9f2c11…
     """
     config = state().config(bootstrap=True)
-    repository = repository_of(config, folder)
+    repository = changing(config, folder)
     is_key = not name.startswith("sha256:") and Path(name).is_file()
     key_id = _public(name).key_id.hex() if is_key else name
     rules = repository.rules()
@@ -364,7 +364,7 @@ def renew(roles: tuple[str, ...], keys: tuple[Path, ...], folder: Path | None,
     Example: executor trust renew
     """
     config = state().config(bootstrap=True)
-    repository = repository_of(config, folder)
+    repository = changing(config, folder)
     repository.renew(roles)
     _go_on(config, repository, secrets_of(config, keys), offline=offline, renew=roles)
 

@@ -62,6 +62,7 @@ EXECUTORS_OWN: Final = frozenset({"breaker", "status", "quarantine", "usage"})
 # Type → where its keys name the tenant, and the task, behind the type.
 _TENANT_AT: Final = {
     "release": 0, "cancel": 0, "pause": 0, "schedule": 0, "breaker": 1, "usage": 1,
+    "quarantine": 1,
 }  # fmt: skip
 _TASK_AT: Final = {"release": 1, "cancel": 1, "pause": 1, "schedule": 1}
 

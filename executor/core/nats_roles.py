@@ -84,9 +84,10 @@ ROLES: Final[Mapping[str, Role]] = {
             "result.{t}.>", "dead.{t}.>", "later.{t}.>", "$KV.T_{t}.>",
             *_READ, *_reads("KV_T_{t}"),
             # What an executor says; releases, pauses and the like it only reads.
-            "$KV.CONTROL.status.*", "$KV.CONTROL.breaker.*.{t}.*", "$KV.CONTROL.quarantine.*",
-            "$KV.CONTROL.usage.*.{t}", *_reads("KV_CONTROL"), *_reads("KV_TRUST"),
-            *_reads("LATER"), *_reads("OBJ_MODULES"),
+            "$KV.CONTROL.status.*", "$KV.CONTROL.breaker.*.{t}.*",
+            # For all tenants an operator says it.
+            "$KV.CONTROL.quarantine.*.{t}", "$KV.CONTROL.usage.*.{t}",
+            *_reads("KV_CONTROL"), *_reads("KV_TRUST"), *_reads("LATER"), *_reads("OBJ_MODULES"),
             # What it compares before it starts.
             *(f"{_API}STREAM.INFO.{stream}" for stream in (*_FIXED, *_OF_TENANT)),
             f"{_API}CONSUMER.INFO.TASKS_{{t}}.executor",
@@ -118,7 +119,7 @@ ROLES: Final[Mapping[str, Role]] = {
         ("control.status.*",),
         by_action={
             "pause": ("$KV.CONTROL.pause.{t}.*", "$JS.API.CONSUMER.PAUSE.TASKS_{t}.executor"),
-            "quarantine": ("$KV.CONTROL.quarantine.*",),
+            "quarantine": ("$KV.CONTROL.quarantine.>",),
             "cancel": ("$KV.CONTROL.cancel.{t}.>",),
             "submit": ("$KV.CONTROL.schedule.{t}.>",),
             "release": ("$KV.CONTROL.release.{t}.*",),

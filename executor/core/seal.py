@@ -30,6 +30,9 @@ BATCH_MAX: Final = signature.BATCH_MAX
 FRESH_MS: Final = 300_000
 COMMAND_MS: Final = 60_000  # how long a command may be carried out
 
+# What an executor says of itself alone, under its own name.
+_OF_ITSELF: Final = frozenset({"status", "usage"})
+
 Signer = SecretKey | Session
 
 
@@ -201,8 +204,12 @@ class Opener:
         typ, tenant, task = control.about(key)
         only_people = typ == "quarantine" and removes
         if by in self.executors and typ in control.EXECUTORS_OWN and not only_people:
-            # A breaker is one tenant's; what names none is said of the executor, or of a digest.
-            return self._executor(by, at, "" if tenant == ANY else tenant).key, ""
+            # What names no tenant is said of the executor; a quarantine then is for all tenants.
+            said_of_itself = tenant == ANY and typ != "quarantine"
+            signer = self._executor(by, at, "" if said_of_itself else tenant)
+            if typ in _OF_ITSELF and not _is_life(key.split(".")[1], signer.name):
+                raise NotAuthenticError("by an executor of another name")
+            return signer.key, ""
         if typ == "break-glass":
             # What it opens two others approved (`core.approvals`); any operator may close it.
             return self._party(by, at, self.operators, session_id).key, ""
@@ -277,6 +284,8 @@ class Opener:
                 return None
             self.open(sealed, typ="control", subject=subject, task_id=nonce, tenant=tenant,
                       stored_at=now)  # fmt: skip
+            if _last(subject) != self.executors[sealed.by].name:
+                raise NotAuthenticError("by an executor of another name")
             fields = control.decode(sealed.payload, "answer", subject, self.environment)
         except ExecutorError as error:
             raise NotAuthenticError(error.message) from error
@@ -321,6 +330,10 @@ class Opener:
 
 def _last(key: str) -> str:
     return key.rpartition(".")[2]
+
+
+def _is_life(token: str, name: str) -> bool:
+    return token == subjects.life(name, token.rpartition("_")[2])
 
 
 def _fresh(sealed: Sealed, at: int) -> None:

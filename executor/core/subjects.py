@@ -132,14 +132,23 @@ def pause_key(tenant: str, name: str) -> str:
     return _join("pause", tenant, name)
 
 
-def quarantine_key(digest: str) -> str:
-    """The key in CONTROL that keeps a module from running; `digest` is `sha256:` and hex."""
-    return _join("quarantine", digest.removeprefix("sha256:"))
+def quarantine_key(digest: str, tenant: str = "") -> str:
+    """The key in CONTROL that keeps a module from running, for one tenant or for all.
+
+    `digest` is `sha256:` and hex.
+    """
+    whose = (tenant,) if tenant else ()
+    return _join("quarantine", digest.removeprefix("sha256:"), *whose)
 
 
 def breaker_key(kind: str, tenant: str, name: str) -> str:
     """The key in CONTROL of an open breaker."""
     return _join("breaker", kind, tenant, name)
+
+
+def life(executor: str, number: str | int) -> str:
+    """One process of an executor, among others of its name."""
+    return f"{executor[:48]}_{number}"
 
 
 def status_key(executor: str) -> str:

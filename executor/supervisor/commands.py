@@ -123,11 +123,13 @@ class Commands:
 
     async def _letter(self, command: Command) -> tuple[int, Record]:
         """The dead letter that is meant, open and unchanged, and that it may be dealt with."""
-        tenant, task_id = str(command.fields["tenant"]), str(command.fields["id"])
-        if self.trust.policy().tenant(tenant) is None or not subjects.is_token(task_id):
-            raise ExecutorError("policy.task-unknown", "no tenant or no id of that name")
+        said = command.fields
+        tenant, task, task_id = str(said["tenant"]), str(said["task"]), str(said["id"])
+        tokens = all(map(subjects.is_token, (task, task_id)))
+        if self.trust.policy().tenant(tenant) is None or not tokens:
+            raise ExecutorError("policy.task-unknown", "no tenant, task or id of that name")
         opener, found = self.trust.opener(), list[tuple[int, Record]]()
-        for message in await self.find(tenant, str(command.fields["task"]), task_id):
+        for message in await self.find(tenant, task, task_id):
             try:
                 record = opener.record(
                     message.subject, message.body, stored_at=message.stored_at_ms
@@ -137,7 +139,7 @@ class Commands:
             found.append((message.sequence, record))
         sequence, letter = max(found, key=lambda one: one[0], default=(0, None))
         self._check(command, tenant, letter.task if letter else ANY)
-        wanted = int(command.fields["sequence"])
+        wanted = int(said["sequence"])
         if letter is None:
             raise ExecutorError("transport.outcome-pending", f"`{task_id}`")
         if not letter.code:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from executor.core import control, subjects
+from executor.core.access import ANY
 from executor.core.settlement import Action, Settlement
 from executor.errors import TABLE, Class
 from executor.model import Digest, Failure, Finished
@@ -49,7 +50,8 @@ class Guards:
     breakers: Breakers
     budgets: Budgets
     paused: dict[tuple[str, str], str] = field(default_factory=dict)  # tenant, task → why
-    quarantined: dict[Digest, str] = field(default_factory=dict)  # digest → code
+    # Digest, tenant or `ANY` → code.
+    quarantined: dict[tuple[Digest, str], str] = field(default_factory=dict)
 
     def is_paused(self, tenant: str, task: str) -> bool:
         """Whether an operator holds this task up."""
@@ -59,12 +61,12 @@ class Guards:
         """Why this module must not run now, if it must not; `task`, where it stands in for one."""
         if self.is_paused(job.request.tenant, task or job.request.task):
             return Failure("task.paused")
-        if self.quarantined and admitted.digest in self.quarantined:
-            return Failure("module.quarantined", f"`{admitted.digest}`")
-        tenant = job.request.tenant
-        name, wait_ms = self.breakers.wait_ms(
-            module_of(tenant, admitted.digest), sandboxes_of(tenant)
-        )
+        tenant, digest = job.request.tenant, admitted.digest
+        if self.quarantined and not self.quarantined.keys().isdisjoint(
+            {(digest, tenant), (digest, ANY)}
+        ):
+            return Failure("module.quarantined", f"`{digest}`")
+        name, wait_ms = self.breakers.wait_ms(module_of(tenant, digest), sandboxes_of(tenant))
         if name is not None:
             return Failure(f"{name[0]}.breaker-open", retry_after_ms=wait_ms)
         if job.request.attempt == 1:
@@ -96,17 +98,18 @@ class Guards:
         return 0
 
     def _quarantine(self, job: Job, digest: Digest, finished: Finished) -> None:
-        """The second sandbox died on this task: keep its module from all others, if it was that."""
+        """The second sandbox died on this task: was it the module, keep the tenant from it."""
         outcome = finished.outcome
         assert isinstance(outcome, Failure)
         ended = dict(outcome.facts).get("ended", "")
         if outcome.code != "sandbox.protocol-violation" and ended not in _DAMNING:
             return
-        self.quarantined[digest] = outcome.code
+        tenant = job.request.tenant
+        self.quarantined[digest, tenant] = outcome.code
         self.breakers.on_event("quarantined", task=job.name, digest=digest, code=outcome.code)
-        key = subjects.quarantine_key(digest)
+        key = subjects.quarantine_key(digest, tenant)
         self.breakers.board.put(key, control.encode(
             "quarantine", key, self.breakers.environment, at=self.breakers.now_ms(),
-            code=outcome.code, task=f"{job.request.tenant}/{job.request.task}",
+            code=outcome.code, task=f"{tenant}/{job.request.task}",
             by=self.breakers.executor,
         ))  # fmt: skip

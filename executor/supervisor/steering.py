@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from executor.core import approvals, control, glass, release, schedule, subjects
+from executor.core.access import ANY
 from executor.core.seal import FRESH_MS, NotAuthenticError, Said
 from executor.errors import ExecutorError
 from executor.model import Digest, Release
@@ -26,8 +27,8 @@ from executor.telemetry import Telemetry
 _Fields = dict[str, control.Value]
 # How many tokens follow the type in a key.
 _TOKENS: Final = {
-    "release": 2, "cancel": 3, "pause": 2, "quarantine": 1, "breaker": 3, "schedule": 3,
-    "break-glass": 1,
+    "release": {2}, "cancel": {3}, "pause": {2}, "quarantine": {1, 2}, "breaker": {3},
+    "schedule": {3}, "break-glass": {1},
 }  # fmt: skip
 # What is for a while is not judged again when trust changes, nor remembered for longer than it
 # could be repeated.
@@ -55,7 +56,7 @@ class Steering:
     def entry(self, key: str, value: bytes | None, stored_at: int) -> None:
         """Take one entry, None when it is gone and nobody signed that."""
         typ, *rest = key.split(".")
-        if len(rest) != _TOKENS.get(typ):
+        if len(rest) not in _TOKENS.get(typ, ()):
             return  # nobody's key
         known = self._heard.get(key)
         if value is None and (known is None or known.fields is None):
@@ -179,12 +180,12 @@ class Steering:
             )  # fmt: skip
 
     def _quarantine(self, rest: list[str], fields: _Fields | None) -> None:
-        digest = Digest(f"sha256:{rest[0]}")
+        digest, tenant = Digest(f"sha256:{rest[0]}"), "".join(rest[1:]) or ANY
         if fields is None:
-            self.guards.quarantined.pop(digest, None)
-            self.telemetry.log.event("quarantine-lifted", digest=digest)
+            self.guards.quarantined.pop((digest, tenant), None)
+            self.telemetry.log.event("quarantine-lifted", digest=digest, tenant=tenant)
         else:
-            self.guards.quarantined[digest] = str(fields["code"])
+            self.guards.quarantined[digest, tenant] = str(fields["code"])
             self.on_held_up()
 
     def _breaker(self, rest: list[str], fields: _Fields | None) -> None:

@@ -11,7 +11,7 @@ import contextlib
 import copy
 import re
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -35,6 +35,7 @@ from executor import config_document
 from executor.core.signature import PublicKey, SecretKey
 from executor.errors import ExecutorError
 from executor.model import Release
+from executor.trust.locking import alone
 from executor.trust.metadata import (
     BOUNDS,
     DELEGATED,
@@ -120,6 +121,21 @@ class Repository:
     def environment(self) -> str:
         """What it is made for."""
         return str(self._signed(ROOT).unrecognized_fields[FIELD]["environment"])
+
+    @contextlib.contextmanager
+    def locked(self, *, new: bool = False) -> Iterator[None]:
+        """One changing command at a time, for its whole length; `new` makes the folder.
+
+        Two that add a signature each to one file would lose one.
+
+        Errors  `trust.missing` without a folder, `config.invalid` while another changes it.
+        """
+        if new:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        elif not self.folder.is_dir():
+            raise no_repository(self.folder)
+        with alone(self.folder):
+            yield
 
     # Making and changing: everything is staged.
 

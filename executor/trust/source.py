@@ -3,7 +3,8 @@
 Whatever a store hands over is checked whole before any of it counts: signatures, thresholds,
 versions, expiry, environment, the policy's grammar, every release. Only then does it replace the
 last good state on this disk, in one rename. That file is signed data and our memory of versions:
-losing it falls back to the pinned root, and with it goes the protection against older versions.
+losing it falls back to the pinned root, and with it goes the protection against older versions, at
+the next start: while a `Source` lives it remembers what it has handed out.
 
 It blocks, like the library: serve calls it in a thread.
 """
@@ -14,6 +15,7 @@ import fcntl
 import json
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -150,18 +152,25 @@ class Source:
     def __init__(self, root: bytes, folder: Path, environment: str) -> None:
         metadata.read(root, ROOT, environment)
         self._root = root
+        self._newest: Mapping[str, RoleState] = {}  # what this object has handed out
         self.folder = folder
         self.environment = environment
 
     @classmethod
     def of(cls, config: Config) -> Source:
-        """As a configuration says. Errors  `trust.missing` without the root file, `trust.*`."""
+        """As a configuration says.
+
+        Errors  `trust.missing` without the root file, `trust.invalid` where others can write.
+        """
         path, folder = config.path("trust.root_file"), config.path("trust.folder")
         try:
             if path is None or folder is None:
                 raise FileNotFoundError
             with path.open("rb") as file:
+                _own("trust.root_file", path, os.fstat(file.fileno()))
                 root = file.read(BOUNDS[ROOT] + 1)
+            if folder.exists():
+                _own("trust.folder", folder, folder.stat())
         except OSError:
             raise ExecutorError(
                 "trust.missing", f"no root file `{path}`",
@@ -181,7 +190,7 @@ class Source:
                 "trust.missing", f"nothing verified in `{self.folder}` yet",
                 hint="fetch it: executor trust refresh",
             )  # fmt: skip
-        return self._verify(state.get, state)[0]
+        return self._newer(self._verify(state.get, state)[0])
 
     def refresh(self, fetch: Fetch) -> Verified:
         """What the store has now, in force from here on if it holds.
@@ -192,8 +201,23 @@ class Source:
         with self._locked():
             state = self._read()
             found, new = self._verify(fetch, state)
+            self._newer(found)
             if new != state:
                 self._write(new)
+        return found
+
+    def _newer(self, found: Verified) -> Verified:
+        """Refuse what is older than this process has seen, whatever became of the file.
+
+        A newer root may begin its roles' versions again. Errors  `trust.rolled-back`.
+        """
+        if self._newest and found.roles[ROOT].version <= self._newest[ROOT].version:
+            for role, before in self._newest.items():
+                if (now := found.roles[role].version) < before.version:
+                    raise ExecutorError(
+                        "trust.rolled-back", f"`{role}` {now} is older than {before.version}"
+                    )
+        self._newest = found.roles
         return found
 
     @contextmanager
@@ -287,6 +311,14 @@ class Source:
             _granters(root, targets),
         )  # fmt: skip
         return found, new
+
+
+def _own(name: str, path: Path, status: os.stat_result) -> None:
+    """Refuse what anybody but this user and root can change. Errors  `trust.invalid`."""
+    if status.st_uid not in {0, os.geteuid()}:
+        raise invalid(f"`{name}` is another user's", hint=f"chown it to this user: {path}")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise invalid(f"others can write `{name}`", hint=f"chmod go-w {path}")
 
 
 def _bounds() -> UpdaterConfig:

@@ -105,7 +105,7 @@ def test_unused_days(site: Site) -> None:
         use = TaskUse(now - past, now, 9, imports=("kv_get",), used={"kv_get": (9, now)},
                       prefix="own/", read=("a",))  # fmt: skip
         seen = Usage({"box": use}, {usage.name_of(grant): now - past})
-        key = subjects.usage_key("gone_1", TENANT)
+        key = subjects.usage_key("local_1", TENANT)
         payload = control.encode("usage", key, "test", at=now, report=usage.encode(seen))
         bucket = Control(await connect(site.server))
         await bucket.put(key, seal.say(guests.HOST, "test", key, payload, at=now))

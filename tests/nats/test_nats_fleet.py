@@ -65,8 +65,14 @@ def test_a_quarantine_holds_for_all_executors(site: Site) -> None:
         live = (await site.prepare(echo=guests.ECHO, other=guests.ECHO))["echo"]
         lives = [await site.serve(), await site.serve()]
         assert call(site, "quarantine", "add", live.digest).returncode == 0
-        listed = call(site, "--json", "quarantine", "list").stdout
-        assert json.loads(listed)["modules"][0]["digest"] == live.digest
+        key = subjects.quarantine_key(live.digest, TENANT)
+        bucket = Control(await connect(site.server))
+        fields: dict[str, control.Value] = {"at": 1, "code": "c", "task": "-", "by": "x"}
+        await speech.put(bucket, "quarantine", key, fields, signer=guests.HOST)
+        listed = json.loads(call(site, "--json", "quarantine", "list").stdout)["modules"]
+        assert {(m["digest"], m["tenant"]) for m in listed} == {
+            (live.digest, TENANT), (live.digest, "*")
+        }  # fmt: skip
 
         async def refused_by_both() -> bool:
             async with await site.client() as client:
@@ -120,7 +126,7 @@ def test_top_and_health(site: Site) -> None:
     """`top` shows executors and queues; `health` says ready, draining or gone."""
 
     async def test() -> None:
-        text = site.path.read_text().replace('name = "local"', 'name = "local"\nhealth_file = "h"')
+        text = site.path.read_text().replace("[host]", '[host]\nhealth_file = "h"')
         site.path.write_text(text)
         await site.prepare(echo=guests.ECHO, long=guests.SPIN)
         assert "no executor serves" in call(site, "top").stdout

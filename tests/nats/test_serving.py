@@ -205,6 +205,10 @@ def test_a_broken_file_changes_nothing(site: Site) -> None:
             (good.replace("[[tenant]]\nname", "[[tenant]]\nnam"), "config.invalid"),
             ("", "config.missing"),
             (good.replace(guests.HOST.public.text, guests.FORGER.public.text), "trust.missing"),
+            (
+                good.replace('[[executor]]\nname = "local"', '[[executor]]\nname = "another"'),
+                "config.invalid",
+            ),
         ]
         async with await site.client() as client:
             for count, (text, code) in enumerate(broken, 1):

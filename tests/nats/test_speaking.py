@@ -224,7 +224,7 @@ def test_executors_keys_change(site: Site) -> None:
         end = datetime.fromtimestamp(first.stored_at / 1000, UTC).isoformat()
         key_file(site, "executor", guests.FORGER)
         old, new = guests.HOST.public.text, guests.FORGER.public.text
-        listed = f'[[executor]]\nname = "next"\nkey = "{new}"'
+        listed = f'[[executor]]\nname = "local"\nkey = "{new}"'
         edit(site, (f'key = "{old}"', f'key = "{old}"\nnot_after = {end}\n{listed}'))
         life = await site.serve()
         connection = await connect(site.server)

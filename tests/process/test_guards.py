@@ -121,7 +121,7 @@ async def crash(rig: Rig, number: int, gate: int) -> None:
 
 
 @pytest.mark.covers("module.quarantined")
-async def test_a_module_that_kills_sandboxes_is_kept_from_all() -> None:
+async def test_a_module_that_kills_sandboxes_is_kept_from_its_tenant() -> None:
     """The second SIGSEGV on one task ends it; its module's other tasks wait, everywhere."""
     async with Rig() as rig:
         live = rig.publish("hold", guests.HOLD)
@@ -132,7 +132,7 @@ async def test_a_module_that_kills_sandboxes_is_kept_from_all() -> None:
         rig.retry(rig.wire.published("later")[-1])
         await crash(rig, signal.SIGSEGV, 2)
         assert (await ended(rig, first)).code == "sandbox.crashed"
-        key = subjects.quarantine_key(live.digest)
+        key = subjects.quarantine_key(live.digest, TENANT)
         said = rig.board.fields(key)
         assert (said["code"], said["task"]) == ("sandbox.crashed", f"{TENANT}/hold")
         waiting = rig.ask("hold", b"x")
@@ -142,7 +142,7 @@ async def test_a_module_that_kills_sandboxes_is_kept_from_all() -> None:
         value = seal.say(guests.HOST, "test", key, rig.board.entries[key], at=AT)
         rig.guards.quarantined.clear()
         steering(rig).entry(key, value, AT)
-        assert rig.guards.quarantined == {live.digest: "sandbox.crashed"}
+        assert rig.guards.quarantined == {(live.digest, TENANT): "sandbox.crashed"}
         say(rig, "quarantine", key)
         rig.buckets.gate.set()
         rig.retry(rig.wire.published("later")[-1])
@@ -411,7 +411,21 @@ async def test_a_quarantine_names_its_digest() -> None:
     async with Rig() as rig:
         key = "quarantine." + "ab" * 32
         say(rig, "quarantine", key, at=1, code="sandbox.crashed", task="a/b", by="x")
-        assert list(rig.guards.quarantined) == [Digest("sha256:" + "ab" * 32)]
+        assert list(rig.guards.quarantined) == [(Digest("sha256:" + "ab" * 32), "*")]
+
+
+async def test_a_tenants_quarantine_is_no_other_tenants() -> None:
+    """What holds up one tenant's use of a module leaves another's alone; for all, it does not."""
+    async with Rig() as rig:
+        live = rig.publish("echo", guests.ECHO)
+        say(rig, "quarantine", subjects.quarantine_key(live.digest, OTHER), at=1,
+            code="sandbox.crashed", task=f"{OTHER}/echo", by="x")  # fmt: skip
+        assert (await rig.record(rig.ask("echo", b"x"))).output == b"x"
+        say(rig, "quarantine", subjects.quarantine_key(live.digest), at=1, code="-", task="-",
+            by="operator")  # fmt: skip
+        rig.ask("echo", b"y")
+        await rig.put_off()
+        assert rig.journal.of("attempt")[-1]["code"] == "module.quarantined"
 
 
 async def test_what_is_refused_is_let_go() -> None:

@@ -10,7 +10,7 @@ import pytest
 from executor.core import again, control, envelope, seal, subjects
 from executor.core.seal import FRESH_MS
 from executor.core.signature import SecretKey
-from executor.model import TaskRequest
+from executor.model import Digest, TaskRequest
 from executor.supervisor import commands
 from executor.supervisor.commands import Commands
 from executor.supervisor.steering import Steering
@@ -98,7 +98,7 @@ async def test_what_was_said_is_judged_again() -> None:
         rig.trust.replace(make_config(replaced=[("revoked = []", gone)]))
         heard.judge_again()
         assert rig.guards.paused == {}
-        assert list(rig.guards.quarantined) == ["sha256:" + "ab" * 32]
+        assert list(rig.guards.quarantined) == [(Digest("sha256:" + "ab" * 32), "*")]
         assert [facts["key"] for facts in rig.journal.of("no-longer-said")] == [PAUSE]
         assert len(rig.pipeline.cancelling.cancels._until) == 1
 
@@ -144,7 +144,7 @@ class Desk:
         self.answers: list[tuple[str, bytes]] = []
         self.drained = 0
         self.commands = Commands(
-            "test", "host", guests.HOST, rig.trust, rig.wire, rig.wire.find,
+            "test", "test", guests.HOST, rig.trust, rig.wire, rig.wire.find,
             Telemetry(rig.journal), speech.now_ms, lambda s, b: self.answers.append((s, b)),
             self._drain,
         )  # fmt: skip
@@ -231,6 +231,7 @@ async def test_a_letter_is_closed() -> None:
         ("retry", "none", {}, "transport.outcome-pending"),
         ("retry", "no id", {}, "policy.task-unknown"),
         ("retry", "old", {"tenant": "stranger"}, "policy.task-unknown"),
+        ("retry", "old", {"task": "no.task"}, "policy.task-unknown"),
         ("retry", "old", {"sequence": 1}, "transport.publish-unconfirmed"),
         ("retry", "good", {}, "message.malformed"),
         ("dance", "old", {}, "message.malformed"),

@@ -49,7 +49,7 @@ REQUEST: Final = TaskRequest(
 )  # fmt: skip
 PAUSE: Final = subjects.pause_key(TENANT, "echo")
 COMMAND: Final = subjects.commands_of(TENANT)
-ANSWER: Final = subjects.answers("host")
+ANSWER: Final = subjects.answers("test")
 PLAIN: Final = envelope.encode_task(REQUEST, "test")
 
 

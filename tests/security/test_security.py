@@ -64,7 +64,7 @@ name = "author"
 key = "{AUTHOR.public.text}"
 tasks = ["mallory/*", "neighbour/wordcount"]
 [[executor]]
-name = "test"
+name = "local"
 key = "{HOST.public.text}"
 {speech.TABLES}"""
 

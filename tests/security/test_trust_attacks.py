@@ -113,6 +113,19 @@ def test_an_older_state_is_refused(team: Team, source: Source) -> None:
     assert source.load().policy == OTHER
 
 
+def test_a_running_executor_remembers_without_its_file(team: Team, source: Source) -> None:
+    """Its file of versions is deleted under it: an older state is refused, and not written."""
+    old = team.store()
+    team.repository.stage_policy(OTHER)
+    team.sign()
+    source.refresh(team.repository.get)
+    (source.folder / FILE).unlink()
+    assert refused(source, old).code == "trust.rolled-back"
+    assert not (source.folder / FILE).exists()
+    assert source.refresh(team.repository.get).policy == OTHER
+    assert refused(source, old).code == "trust.rolled-back"
+
+
 def test_an_older_policy_under_a_new_timestamp_is_refused(team: Team, source: Source) -> None:
     """Nor does the key of snapshot and timestamp bring an older policy back."""
     old = team.load(POLICY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from executor import config as configs
 from executor.cli.trusting import Keeper
 from executor.errors import ExecutorError
 from executor.telemetry import Log, Telemetry
-from executor.trust.source import Verified
+from executor.trust.source import Source, Verified
 from tests.servers import eventually, run
 from tests.support.signers import Team
 
@@ -63,6 +64,36 @@ def _configured(folder: Path, root: bytes | None) -> configs.Config:
     (folder / "trust").mkdir(parents=True)
     (folder / "trust" / "root.json").write_bytes(root or b"")
     return configs.parse(_HOST, folder=folder, name="executor.toml", environ={})
+
+
+@pytest.mark.parametrize("name", ["trust/root.json", "trusted"])
+def test_what_others_can_write_is_no_trust(name: str, tmp_path: Path) -> None:
+    """The pinned root and the folder of the last good state are this user's own to change."""
+    team = Team(tmp_path / "repository")
+    config = _configured(tmp_path / "host", team.repository.get("md.root.1"))
+    Source.of(config).refresh(team.repository.get)
+    path = tmp_path / "host" / name
+    for mode in (0o020, 0o002):
+        path.chmod(path.stat().st_mode & 0o755 | mode)
+        with pytest.raises(ExecutorError, match="others can write") as caught:
+            Source.of(config)
+        assert (caught.value.code, "chmod go-w" in caught.value.hint) == ("trust.invalid", True)
+    path.chmod(0o700)
+    assert Source.of(config).load().policy
+
+
+def test_another_users_trust_is_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that its owner may change at any time is believed from this user and root alone."""
+    team = Team(tmp_path / "repository")
+    config = _configured(tmp_path / "host", team.repository.get("md.root.1"))
+    owner = (tmp_path / "host" / "trust" / "root.json").stat().st_uid
+    if owner:
+        monkeypatch.setattr("os.geteuid", lambda: owner + 1)
+    else:
+        os.chown(tmp_path / "host" / "trust" / "root.json", 12345, -1)
+    with pytest.raises(ExecutorError, match="another user's") as caught:
+        Source.of(config)
+    assert caught.value.code == "trust.invalid"
 
 
 @asynccontextmanager

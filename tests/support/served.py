@@ -67,7 +67,7 @@ name = "second"
 key = "{second}"
 tasks = ["*/*"]
 [[executor]]
-name = "test"
+name = "{name}"
 key = "{host}"
 """
 _TENANT = """

@@ -53,7 +53,7 @@ name = "second"
 key = "{second}"
 tasks = ["*/*"]
 [[executor]]
-name = "test"
+name = "local"
 key = "{host}"
 """
 _TENANT = """

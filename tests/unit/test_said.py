@@ -70,11 +70,14 @@ def said(value: bytes, key: str = KEY, *, at: int = NOW) -> str:
     return ""
 
 
-QUARANTINE: Final = "quarantine." + "ab" * 32
+QUARANTINE: Final = f"quarantine.{'ab' * 32}.acme"
+FOR_ALL: Final = "quarantine." + "ab" * 32
 BREAKER: Final = f"breaker.module.acme.{'ab' * 32}"
 OPENED: Final[dict[str, control.Value]] = {"until": NOW, "trips": 1, "by": "host"}
 SHUT: Final[dict[str, control.Value]] = {"at": NOW, "code": "c", "task": "t", "by": "x"}
 BEATS: Final[dict[str, control.Value]] = {"at": NOW, "report": "{}"}
+USAGE: Final = "usage.host_1.acme"
+SEEN: Final[dict[str, control.Value]] = {"at": NOW, "report": b""}
 LIVE: Final[dict[str, control.Value]] = {"digest": "sha256:" + "ab" * 32, "version": "1"}
 CANCEL: Final[dict[str, control.Value]] = {"until": NOW}
 
@@ -86,9 +89,11 @@ def test_what_may_be_said_is_believed() -> None:
     assert OPENER.said(KEY, entry(), stored_at=NOW).fields is None
     assert said(entry(BREAKER, OPENED, signer=HOST), BREAKER) == ""
     assert said(entry("status.host_1", BEATS, signer=HOST), "status.host_1") == ""
+    assert said(entry(USAGE, SEEN, signer=HOST), USAGE) == ""
     assert said(entry(QUARANTINE, SHUT, signer=HOST), QUARANTINE) == ""
     assert said(entry(QUARANTINE, SHUT), QUARANTINE) == ""
     assert said(entry(QUARANTINE), QUARANTINE) == ""
+    assert said(entry(FOR_ALL, SHUT), FOR_ALL) == ""
     assert said(entry("release.acme.echo", LIVE), "release.acme.echo") == ""
     cancel = "cancel.acme.echo.1"
     assert said(entry(cancel, CANCEL, signer=ASKER), cancel) == ""
@@ -111,6 +116,12 @@ def test_what_may_be_said_is_believed() -> None:
         ("cancel.acme._.1", entry("cancel.acme._.1", CANCEL, signer=ASKER), "may not"),
         (BREAKER, entry(BREAKER, OPENED), "may not"),
         (QUARANTINE, entry(QUARANTINE, signer=HOST), "nobody who is listed"),
+        ("status.other_1", entry("status.other_1", BEATS, signer=HOST), "of another name"),
+        ("status.host", entry("status.host", BEATS, signer=HOST), "of another name"),
+        ("usage.other_1.acme", entry("usage.other_1.acme", SEEN, signer=HOST), "of another name"),
+        (FOR_ALL, entry(FOR_ALL, SHUT, signer=HOST), "may not speak for this tenant"),
+        (f"{FOR_ALL}.zebra", entry(f"{FOR_ALL}.zebra", SHUT, signer=HOST),
+         "may not speak for this tenant"),
         ("breaker.module.zebra.ab", entry("breaker.module.zebra.ab", OPENED, signer=HOST),
          "may not speak for this tenant"),
         (KEY, seal.seal(BOSS, [Draft("control", f"dev/{KEY}", "acme", b"")], at=NOW)[0],
@@ -186,9 +197,11 @@ def test_what_is_no_command(body: bytes, why: str) -> None:
     assert why in caught.value.reason
 
 
-def answered(*, signer: SecretKey = HOST, nonce: str = "n1", tenant: str = "acme") -> bytes:
+def answered(
+    *, signer: SecretKey = HOST, nonce: str = "n1", tenant: str = "acme", name: str = "host"
+) -> bytes:
     """An executor's answer."""
-    subject = subjects.answers("host")
+    subject = subjects.answers(name)
     payload = control.encode(
         "answer", subject, "dev", tenant=tenant, code="", detail="", task="echo", id="r1",
         sequence=7, duplicate=0,
@@ -211,6 +224,7 @@ def test_an_answer_is_an_executors() -> None:
         (answered(signer=BOSS), "acme", subject), (answered(), "zebra", subject),
         (answered(), "acme", subjects.answers("other")), (b"", "acme", subject),
         (told(subject=subject, signer=HOST), "acme", subject),
+        (answered(name="other"), "acme", subjects.answers("other")),
     ):  # fmt: skip
         with pytest.raises(NotAuthenticError):
             answer(body, tenant, on)
@@ -357,6 +371,7 @@ def test_where_a_key_names_whom() -> None:
     assert control.about("cancel.acme._.1") == ("cancel", "acme", "*")
     assert control.about("breaker.module.acme.ab") == ("breaker", "acme", "*")
     assert control.about("quarantine.ab") == ("quarantine", "*", "*")
+    assert control.about("quarantine.ab.acme") == ("quarantine", "acme", "*")
     assert control.about("release") == ("release", "*", "*")
     assert (subjects.commands_all(), subjects.commands("x")) == ("control.all", "control.x")
 

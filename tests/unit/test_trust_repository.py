@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from executor.cli.main import cli
 from executor.core.signature import SecretKey
 from executor.errors import ExecutorError
 from executor.model import Digest, Release
@@ -217,6 +218,42 @@ def test_there_is_one_repository_in_a_folder(team: Team) -> None:
     with pytest.raises(ExecutorError) as caught:
         team.repository.make("test", rules(), PLAIN)
     assert caught.value.code == "config.invalid"
+
+
+def test_one_command_changes_it_at_a_time(
+    team: Team, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second one is refused while the first goes on, and may when it has ended."""
+    monkeypatch.setattr("executor.trust.locking._WAIT_S", 0.0)
+    with team.repository.locked():
+        second = Repository(team.repository.folder).locked()
+        with pytest.raises(ExecutorError, match="another command changes") as caught, second:
+            pass
+        assert caught.value.code == "config.invalid"
+    with Repository(team.repository.folder).locked():
+        pass
+    with pytest.raises(ExecutorError) as missing, Repository(tmp_path / "none").locked():
+        pass
+    assert missing.value.code == "trust.missing"
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    "verb", [["sign"], ["renew"], ["rotate", "--days", "policy=1"], ["revoke", "ab"]]
+)
+def test_every_verb_that_changes_it_waits(
+    verb: list[str], team: Team, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What signs or stages does neither while another command does."""
+    monkeypatch.setattr("executor.trust.locking._WAIT_S", 0.0)
+    monkeypatch.chdir(tmp_path)
+    before = team.repository.signings()
+    call = ["trust", *verb, "--offline", "--folder", str(team.repository.folder)]
+    with (
+        team.repository.locked(), pytest.raises(ExecutorError, match="another command changes"),
+    ):  # fmt: skip
+        cli.main(call, standalone_mode=False)
+    assert team.repository.signings() == before
 
 
 def test_a_policy_that_is_too_large_is_refused(team: Team) -> None:
