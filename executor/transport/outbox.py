@@ -14,10 +14,12 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final
 
-from executor.model import Answer, Conflict, Outgoing, Refused, Stored, Unconfirmed
+from executor.core import subjects
+from executor.model import NO_ROOM, Answer, Conflict, Outgoing, Refused, Stored, Unconfirmed
 from executor.transport import api
 from executor.transport.connection import Connection, Message, Subscription
 from executor.transport.pull import NAK
+from executor.transport.room import Room
 from executor.transport.streams import MESSAGE_MAX_BYTES, SCHEDULE_MARGIN
 
 SCHEDULE: Final = "Nats-Schedule"
@@ -73,6 +75,7 @@ class Outbox:
 
     `patient`            temporary refusals are repeated too, until the deadline.
     `schedule_max_bytes` bound of a schedule with its headers; goes with the streams' Options.
+    `room`               where a task that is put off must find room; `Refused(NO_ROOM)` if not.
     """
 
     def __init__(
@@ -82,11 +85,13 @@ class Outbox:
         sweep_s: float = 5.0,
         patient: bool = True,
         schedule_max_bytes: int = MESSAGE_MAX_BYTES - SCHEDULE_MARGIN,
+        room: Room | None = None,
     ) -> None:
         self._connection = connection
         self._sweep_s = sweep_s
         self._patient = patient
         self._schedule_max_bytes = schedule_max_bytes
+        self._room = room
         self._entries: dict[str, _Entry] = {}
         self._count = 0
         self._repeats = 0
@@ -165,6 +170,10 @@ class Outbox:
             size += api.header_size(headers)
         if size > limit:
             loop.call_soon(on_answer, Refused(_TOO_LARGE, f"{size} bytes, the limit is {limit}"))
+            return
+        waits = self._room and subjects.parse_later(outgoing.subject)
+        if self._room and waits and not self._room.take(waits[0], size):
+            loop.call_soon(on_answer, Refused(NO_ROOM, "the tenant puts off all that it may"))
             return
         entry = _Entry(outgoing, headers, on_answer)
         now = loop.time()
