@@ -53,7 +53,16 @@ def wire_headers(outgoing: Outgoing) -> dict[str, str] | None:
 
 
 class _Entry:
-    __slots__ = ("body", "deadline", "headers", "on_answer", "refused", "sent_at", "subject")
+    __slots__ = (
+        "body",
+        "deadline",
+        "headers",
+        "on_answer",
+        "refused",
+        "sent_at",
+        "subject",
+        "waits",
+    )
 
     def __init__(
         self,
@@ -68,6 +77,7 @@ class _Entry:
         self.deadline = 0.0
         self.sent_at = 0.0
         self.refused: Refused | None = None
+        self.waits: tuple[str, int] | None = None  # for `room`: whose, and how large
 
 
 class Outbox:
@@ -171,11 +181,12 @@ class Outbox:
         if size > limit:
             loop.call_soon(on_answer, Refused(_TOO_LARGE, f"{size} bytes, the limit is {limit}"))
             return
-        waits = self._room and subjects.parse_later(outgoing.subject)
-        if self._room and waits and not self._room.take(waits[0], size):
-            loop.call_soon(on_answer, Refused(NO_ROOM, "the tenant puts off all that it may"))
-            return
         entry = _Entry(outgoing, headers, on_answer)
+        if self._room is not None and (later := subjects.parse_later(outgoing.subject)):
+            entry.waits = later[0], size
+            if not self._room.take(*entry.waits):
+                loop.call_soon(on_answer, Refused(NO_ROOM, "the tenant puts off all that it may"))
+                return
         now = loop.time()
         entry.deadline = now + deadline_s
         self._count += 1
@@ -198,6 +209,8 @@ class Outbox:
         entry = self._entries.pop(number, None)
         if entry is None:
             return  # the answer to a repeat
+        if self._room is not None and entry.waits:
+            self._room.landed(*entry.waits, stored=isinstance(answer, Stored))
         if not self._entries:
             self._empty.set()
         entry.on_answer(answer)

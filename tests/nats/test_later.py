@@ -310,7 +310,11 @@ def test_nothing_is_lost_where_no_more_can_be_put_off(site: Site) -> None:
             assert failed.code in {"guest.failed", "message.deliveries-exhausted"}
         assert [f for f in life.events("publish-unconfirmed") if "puts off" in str(f["why"])]
         await site.empty()
-        assert (await site.state(subjects.later_stream(TENANT)))["messages"] == 2
+
+        async def two_left() -> bool:
+            return (await site.state(subjects.later_stream(TENANT)))["messages"] == 2
+
+        await eventually(two_left)
 
     run(test())
 

@@ -1,6 +1,7 @@
 """A nats-server with accounts, roles and logins as `executor nats config` writes them.
 
-Two tenants, an executor of both and one of the first, a publisher and two operators: one who may steer, one who may sign trust.
+Two tenants, an executor of both and one of the first, a publisher and two operators: one who may
+steer, one who may sign trust.
 """
 
 from __future__ import annotations
