@@ -41,6 +41,7 @@ from tests.support.cluster import Cluster
 from tests.support.guests import COUNTER, ONCE_MORE
 from tests.support.served import TENANT, Serve, Site
 
+LATER: Final = subjects.later_stream(TENANT)
 BACKLOG: Final = 2_000
 BATCH: Final = 200
 REST_S: Final = 600.0  # for what is left when the last task is submitted
@@ -162,12 +163,12 @@ class Soak:
         """Until queue and LATER are empty, or the time is up: then what is missing is lost."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(REST_S):
-                for stream in (subjects.LATER, subjects.tasks_stream(TENANT), subjects.LATER):
+                for stream in (LATER, subjects.tasks_stream(TENANT), LATER):
                     while (await self._ask(stream)).get("messages", 1):
                         await asyncio.sleep(0.2)
         self.report["left over"] = {
             stream: (await self._ask(stream)).get("messages", -1)
-            for stream in (subjects.LATER, subjects.tasks_stream(TENANT))
+            for stream in (LATER, subjects.tasks_stream(TENANT))
         }
 
     # Killing.
@@ -206,7 +207,7 @@ class Soak:
 
     async def _whole(self) -> None:
         """Until every stream has a leader and all its copies are current."""
-        streams = [subjects.LATER, f"KV_{subjects.tenant_bucket(TENANT)}",
+        streams = [LATER, f"KV_{subjects.tenant_bucket(TENANT)}",
                    subjects.tasks_stream(TENANT), subjects.outcomes_stream(TENANT)]  # fmt: skip
         for stream in streams:
             await self.cluster.leader(stream)

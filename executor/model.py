@@ -230,11 +230,15 @@ class Conflict:
     """`once` did not hold (10071, in replica races 10164): read what is there."""
 
 
+# The tenant puts off as much as it may.
+NO_ROOM: Final = 507
+
+
 @dataclass(frozen=True, slots=True)
 class Refused:
     """The server, or the size check before it, would not take it."""
 
-    code: int  # the API's error code, such as 10077; 403, 413 and 503 are ours
+    code: int  # the API's error code, such as 10077; 403, 413, 503 and NO_ROOM are ours
     text: str
     temporary: bool = False  # it could not, rather than would not
 

@@ -40,6 +40,7 @@ from executor.transport.kv import TenantKv
 from executor.transport.listening import Listening
 from executor.transport.objects import Objects
 from executor.transport.outbox import Outbox
+from executor.transport.room import Room
 from executor.transport.settings import PING_S, Settings, from_config
 from executor.trust.file import FileTrust
 
@@ -243,7 +244,9 @@ class Host:
         await self._check_containment()
         queues = [queue(tenant) for tenant in self.config.policy.tenants]
         await streams.check(self.connection, queues, stream_options(self.config))
-        self._outbox = Outbox(self.connection)
+        self._room = Room(self.connection)
+        self._room.replace(queues)
+        self._outbox = Outbox(self.connection, room=self._room)
         await self._outbox.start()
         self._modules = _Modules(Objects(self.connection), self._released)
         self._board = Board(self.connection, self._sign)
@@ -440,6 +443,7 @@ class Host:
         # A revocation must not wait for the queue of a tenant, be it old or new.
         self.config = config
         self._trust.replace(config)
+        self._room.replace(map(queue, config.policy.tenants))
         self.pipeline.usage.under(config.policy, self._shadow)
         self.pipeline.decide_again()
         self._steering.judge_again()
@@ -521,6 +525,7 @@ class Host:
             task.cancel()
         await self._outbox.drain(_FLUSH_S)
         await self._outbox.stop()
+        self._room.stop()
         self.pipeline.registry.close()
         await self._zygote.close()
         await self.connection.close()

@@ -14,8 +14,8 @@ from typing import Final, Literal
 
 _API: Final = "$JS.API."
 _GET: Final = "$JS.API.DIRECT.GET."
-_FIXED: Final = ("LATER", "KV_CONTROL", "KV_TRUST", "OBJ_MODULES")  # streams that all share
-_OF_TENANT: Final = ("TASKS_{t}", "OUTCOMES_{t}", "KV_T_{t}")
+_FIXED: Final = ("KV_CONTROL", "KV_TRUST", "OBJ_MODULES")  # streams that all share
+_OF_TENANT: Final = ("LATER_{t}", "TASKS_{t}", "OUTCOMES_{t}", "KV_T_{t}")
 _AUDIT_KEPT: Final = tuple(
     f"{_API}STREAM.{verb}.AUDIT" for verb in ("DELETE", "UPDATE", "PURGE", "MSG.DELETE")
 )
@@ -82,12 +82,12 @@ ROLES: Final[Mapping[str, Role]] = {
         (
             "$JS.API.CONSUMER.MSG.NEXT.TASKS_{t}.executor", "$JS.ACK.TASKS_{t}.executor.>",
             "result.{t}.>", "dead.{t}.>", "later.{t}.>", "$KV.T_{t}.>",
-            *_READ, *_reads("KV_T_{t}"),
+            *_READ, *_reads("KV_T_{t}"), *_reads("LATER_{t}"),
             # What an executor says; releases, pauses and the like it only reads.
             "$KV.CONTROL.status.*", "$KV.CONTROL.breaker.*.{t}.*",
             # For all tenants an operator says it.
             "$KV.CONTROL.quarantine.*.{t}", "$KV.CONTROL.usage.*.{t}",
-            *_reads("KV_CONTROL"), *_reads("KV_TRUST"), *_reads("LATER"), *_reads("OBJ_MODULES"),
+            *_reads("KV_CONTROL"), *_reads("KV_TRUST"), *_reads("OBJ_MODULES"),
             # What it compares before it starts.
             *(f"{_API}STREAM.INFO.{stream}" for stream in (*_FIXED, *_OF_TENANT)),
             f"{_API}CONSUMER.INFO.TASKS_{{t}}.executor",
@@ -111,7 +111,7 @@ ROLES: Final[Mapping[str, Role]] = {
             f"{_API}INFO", f"{_API}STREAM.INFO.*", f"{_API}STREAM.NAMES",
             f"{_API}CONSUMER.INFO.*.*", f"{_API}CONSUMER.NAMES.*",
             # Its verbs look before they write. Neither holds payloads but those of schedules.
-            *_reads("KV_CONTROL"), f"{_GET}LATER.later.*.*.*.cron", *_reads("OBJ_MODULES"),
+            *_reads("KV_CONTROL"), f"{_GET}*.later.*.*.*.cron", *_reads("OBJ_MODULES"),
             *_TRUST, "audit.oper.{n}",
             # What counts there two others have signed.
             "$KV.CONTROL.break-glass.*",

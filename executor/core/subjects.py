@@ -12,13 +12,12 @@ from typing import Final
 
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 
-LATER: Final = "LATER"
 CONTROL_BUCKET: Final = "CONTROL"
 MODULES_BUCKET: Final = "MODULES"
 TRUST_BUCKET: Final = "TRUST"
 # In a cancellation: whichever task has the id.
 ANY_TASK: Final = "_"
-# Last token of a recurring schedule in LATER; that of a retry is a number.
+# Last token of a recurring schedule; that of a retry is a number.
 _RECURRING: Final = "cron"
 
 
@@ -102,6 +101,11 @@ def tasks_stream(tenant: str) -> str:
     return f"TASKS_{_join(tenant)}"
 
 
+def later_stream(tenant: str) -> str:
+    """What the tenant puts off: schedules, and what came due and is not in its queue yet."""
+    return f"LATER_{_join(tenant)}"
+
+
 def outcomes_stream(tenant: str) -> str:
     """The tenant's terminal records."""
     return f"OUTCOMES_{_join(tenant)}"
@@ -162,7 +166,7 @@ def usage_key(executor: str, tenant: str) -> str:
 
 
 def waiting(tenant: str, name: str, task_id: str) -> str:
-    """The filter of an id's schedules in LATER; `name` may be `ANY_TASK`."""
+    """The filter of an id's schedules; `name` may be `ANY_TASK`."""
     middle = "*" if name == ANY_TASK else _join(name)
     return f"later.{_join(tenant)}.{middle}.{_join(task_id)}.*"
 
@@ -176,8 +180,13 @@ def parse_later(subject: str) -> tuple[str, str, str] | None:
 
 
 def recurring(tenant: str, name: str, schedule_id: str) -> str:
-    """Where a recurring schedule stands in LATER, beside what waits there once."""
+    """Where a recurring schedule stands, beside what waits there once."""
     return _join("later", tenant, name, schedule_id, _RECURRING)
+
+
+def is_recurring(subject: str) -> bool:
+    """Whether a recurring schedule stands there, as far as the subject tells."""
+    return subject.startswith("later.") and subject.endswith(f".{_RECURRING}")
 
 
 def schedule_key(tenant: str, name: str, schedule_id: str) -> str:

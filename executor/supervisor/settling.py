@@ -21,6 +21,7 @@ from executor.core.signature import SecretKey
 from executor.errors import TABLE, ExecutorError
 from executor.model import (
     KIB,
+    NO_ROOM,
     Answer,
     Conflict,
     Failure,
@@ -178,8 +179,13 @@ class Settler:
         )
         if passing and job.delivery.lease:
             self._publish(job, outgoing, looks)
-        else:
-            self.on_settled(job, "")
+            return
+        if isinstance(answer, Refused) and answer.code == NO_ROOM and job.delivery.lease:
+            # Not held until there is room: what came due may wait for the place of what we hold.
+            # Back in its queue it takes room where the submitter is told of it.
+            delay_ms = max(outgoing.schedule_at_ms - self.now_ms(), 0)
+            self.outbox.nak(job.delivery.lease, delay_ms)
+        self.on_settled(job, "")
 
     def _ack(self, job: Job, what: str) -> None:
         if job.delivery.lease:

@@ -14,10 +14,12 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final
 
-from executor.model import Answer, Conflict, Outgoing, Refused, Stored, Unconfirmed
+from executor.core import subjects
+from executor.model import NO_ROOM, Answer, Conflict, Outgoing, Refused, Stored, Unconfirmed
 from executor.transport import api
 from executor.transport.connection import Connection, Message, Subscription
 from executor.transport.pull import NAK
+from executor.transport.room import Room
 from executor.transport.streams import MESSAGE_MAX_BYTES, SCHEDULE_MARGIN
 
 SCHEDULE: Final = "Nats-Schedule"
@@ -51,7 +53,16 @@ def wire_headers(outgoing: Outgoing) -> dict[str, str] | None:
 
 
 class _Entry:
-    __slots__ = ("body", "deadline", "headers", "on_answer", "refused", "sent_at", "subject")
+    __slots__ = (
+        "body",
+        "deadline",
+        "headers",
+        "on_answer",
+        "refused",
+        "sent_at",
+        "subject",
+        "waits",
+    )
 
     def __init__(
         self,
@@ -66,6 +77,7 @@ class _Entry:
         self.deadline = 0.0
         self.sent_at = 0.0
         self.refused: Refused | None = None
+        self.waits: tuple[str, int] | None = None  # for `room`: whose, and how large
 
 
 class Outbox:
@@ -73,6 +85,7 @@ class Outbox:
 
     `patient`            temporary refusals are repeated too, until the deadline.
     `schedule_max_bytes` bound of a schedule with its headers; goes with the streams' Options.
+    `room`               where a task that is put off must find room; `Refused(NO_ROOM)` if not.
     """
 
     def __init__(
@@ -82,11 +95,13 @@ class Outbox:
         sweep_s: float = 5.0,
         patient: bool = True,
         schedule_max_bytes: int = MESSAGE_MAX_BYTES - SCHEDULE_MARGIN,
+        room: Room | None = None,
     ) -> None:
         self._connection = connection
         self._sweep_s = sweep_s
         self._patient = patient
         self._schedule_max_bytes = schedule_max_bytes
+        self._room = room
         self._entries: dict[str, _Entry] = {}
         self._count = 0
         self._repeats = 0
@@ -167,6 +182,11 @@ class Outbox:
             loop.call_soon(on_answer, Refused(_TOO_LARGE, f"{size} bytes, the limit is {limit}"))
             return
         entry = _Entry(outgoing, headers, on_answer)
+        if self._room is not None and (later := subjects.parse_later(outgoing.subject)):
+            entry.waits = later[0], size
+            if not self._room.take(*entry.waits):
+                loop.call_soon(on_answer, Refused(NO_ROOM, "the tenant puts off all that it may"))
+                return
         now = loop.time()
         entry.deadline = now + deadline_s
         self._count += 1
@@ -189,6 +209,8 @@ class Outbox:
         entry = self._entries.pop(number, None)
         if entry is None:
             return  # the answer to a repeat
+        if self._room is not None and entry.waits:
+            self._room.landed(*entry.waits, stored=isinstance(answer, Stored))
         if not self._entries:
             self._empty.set()
         entry.on_answer(answer)

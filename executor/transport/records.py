@@ -60,7 +60,7 @@ async def read_waiting(
     """Return the schedules of an id, oldest first; `task` may be `subjects.ANY_TASK`."""
     below = subjects.waiting(tenant, task, task_id)
     found: list[StoredMessage] = []
-    async for message in direct.scan(connection, subjects.LATER, below):
+    async for message in direct.scan(connection, subjects.later_stream(tenant), below):
         found.append(message)
         if len(found) == _FOUND_MAX:
             break
@@ -72,7 +72,7 @@ async def read_recurring(
 ) -> StoredMessage | None:
     """Return a recurring schedule with its headers, or None."""
     subject = subjects.recurring(tenant, task, schedule_id)
-    return await direct.last(connection, subjects.LATER, subject)
+    return await direct.last(connection, subjects.later_stream(tenant), subject)
 
 
 async def get(connection: Connection, tenant: str, sequence: int) -> StoredMessage | None:

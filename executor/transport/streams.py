@@ -17,6 +17,8 @@ from executor.transport.api import NOT_FOUND, ApiError
 from executor.transport.connection import Connection
 
 CONSUMER: Final = "executor"  # one durable name; every executor of a tenant shares it
+_OLD_LATER: Final = "LATER"  # what every tenant put off was in one stream once
+_OVERLAP: Final = 10065
 STORED: Final = "stored."  # only the server publishes below it
 CONTROL_STORED: Final = "stored.control."
 TRUST_STORED: Final = "stored.trust."
@@ -29,7 +31,7 @@ _MIB: Final = 1024 * 1024
 _SOURCE_MARGIN: Final = 1 * _KIB
 MESSAGE_MAX_BYTES: Final = 1 * _MIB  # the server's default max_payload
 # The server swaps headers when a schedule fires. One that was stored, but would be too large then,
-# stays in LATER for ever without a word (seen within 40 bytes of the limit): hence another margin.
+# stays for ever without a word (seen within 40 bytes of the limit): hence another margin.
 SCHEDULE_MARGIN: Final = _SOURCE_MARGIN + 1 * _KIB
 
 
@@ -80,9 +82,13 @@ def _base(name: str, *filters: str, options: Options) -> Config:
     }
 
 
-def _later(options: Options) -> Config:
+def _later(tenant: str, options: Options) -> Config:
+    # The server takes no schedule whose target is not of the same stream: what one tenant puts off
+    # comes due in its own queue. It knows no `discard: new` beside schedules (10052), and `old`
+    # would lose tasks: the bound is `room`.
+    name = subjects.later_stream(tenant)
     return {
-        **_base(subjects.LATER, "later.*.*.*.*", "due.>", options=options),
+        **_base(name, f"later.{tenant}.*.*.*", f"due.{tenant}.>", options=options),
         "retention": "workqueue",
         "allow_direct": True,  # a cancelled task's schedule is read, to end the task before it
         "allow_msg_schedules": True,
@@ -93,7 +99,7 @@ def _later(options: Options) -> Config:
 def _tasks(tenant: TenantQueue, options: Options) -> Config:
     name = tenant.name
     source = {
-        "name": subjects.LATER,
+        "name": subjects.later_stream(name),
         "subject_transforms": [{"src": f"due.{name}.>", "dest": f"task.{name}.>"}],
     }
     return {
@@ -187,12 +193,12 @@ def _consumer(options: Options) -> Config:
 
 
 def desired(tenants: Iterable[TenantQueue], options: Options) -> Iterator[Config]:
-    """Every stream, LATER before the queues that source it."""
-    yield _later(options)
+    """Every stream; what is put off before the queue that sources it."""
     yield _heard(subjects.CONTROL_BUCKET, options.control_max_bytes, CONTROL_STORED, options)
     yield _modules(options)
     yield _heard(subjects.TRUST_BUCKET, options.trust_max_bytes, TRUST_STORED, options)
     for tenant in tenants:
+        yield _later(tenant.name, options)
         yield _tasks(tenant, options)
         yield _outcomes(tenant.name, options)
         yield _bucket(subjects.tenant_bucket(tenant.name), options.tenant_kv_max_bytes, options)
@@ -242,15 +248,45 @@ async def _apply_stream(connection: Connection, wanted: Config) -> Change:
     if found is not None and not fields:
         return Change(name, "unchanged")
     verb = "CREATE" if found is None else "UPDATE"
+    body = {**(found or {}), **wanted}  # what is not ours stays as it is
     try:
-        # What is not ours stays as it is.
-        await connection.api(f"STREAM.{verb}.{name}", {**(found or {}), **wanted})
+        try:
+            await connection.api(f"STREAM.{verb}.{name}", body)
+        except ApiError as error:
+            if error.err_code != _OVERLAP or not await _give_way(connection):
+                raise
+            await connection.api(f"STREAM.{verb}.{name}", body)
     except ApiError as error:
         mapped = error.mapped(name)
         raise ExecutorError(
             mapped.code, mapped.detail, stream=name, fields=", ".join(fields)
         ) from None
     return Change(name, "created" if found is None else "updated", fields)
+
+
+async def _give_way(connection: Connection) -> bool:
+    """Delete the `LATER` of all tenants that came before theirs, if no task waits there.
+
+    Recurring schedules may go with it: executors write them again, from CONTROL.
+    """
+    try:
+        answer = await connection.api(f"STREAM.INFO.{_OLD_LATER}", {"subjects_filter": ">"})
+        held = (answer["state"].get("subjects") or {}).items()
+        waiting = sum(count for subject, count in held if not subjects.is_recurring(subject))
+        if waiting:
+            raise ExecutorError(
+                "transport.stream-mismatch",
+                f"`{_OLD_LATER}` of the version before still holds {waiting} tasks",
+                hint="let executors of that version run until it holds none, stop them, and apply "
+                "again; or delete the stream and lose those tasks",
+                stream=_OLD_LATER, waiting=str(waiting),
+            )  # fmt: skip
+        await connection.api(f"STREAM.DELETE.{_OLD_LATER}")
+    except ApiError as error:
+        if error.code == NOT_FOUND:
+            return False
+        raise
+    return True
 
 
 async def _apply_consumer(connection: Connection, stream: str, wanted: Config) -> Change:
@@ -317,13 +353,11 @@ def _compare(name: str, wanted: Config, found: Config | None) -> None:
 
 
 async def remove_tenant(connection: Connection, tenant: str) -> list[str]:
-    """Delete a tenant's streams and what waits for them in LATER; returns what there was.
-
-    What waited is named `LATER/<tenant>`. The queue goes first: nothing is sourced any more.
-    """
+    """Delete a tenant's streams; returns those there were. The queue goes first, and takes none."""
     removed = []
     for stream in (
         subjects.tasks_stream(tenant),
+        subjects.later_stream(tenant),
         subjects.outcomes_stream(tenant),
         f"KV_{subjects.tenant_bucket(tenant)}",
     ):
@@ -334,16 +368,4 @@ async def remove_tenant(connection: Connection, tenant: str) -> list[str]:
                 raise error.mapped(stream) from None
         else:
             removed.append(stream)
-    # Schedules before what they would still put there.
-    purged = [await _purge(connection, f"{kind}.{tenant}.>") for kind in ("later", "due")]
-    return [*removed, f"{subjects.LATER}/{tenant}"] if any(purged) else removed
-
-
-async def _purge(connection: Connection, filter_subject: str) -> int:
-    try:
-        answer = await connection.api(f"STREAM.PURGE.{subjects.LATER}", {"filter": filter_subject})
-    except ApiError as error:
-        if error.code == NOT_FOUND:
-            return 0
-        raise error.mapped(subjects.LATER) from None
-    return int(answer.get("purged", 0))
+    return removed

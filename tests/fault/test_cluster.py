@@ -25,7 +25,7 @@ from tests.support.served import OTHER, TENANT, Site
 TASKS = subjects.tasks_stream(TENANT)
 OUTCOMES = subjects.outcomes_stream(TENANT)
 STREAMS = (
-    TASKS, OUTCOMES, subjects.LATER, f"KV_{subjects.CONTROL_BUCKET}",
+    TASKS, OUTCOMES, subjects.later_stream(TENANT), f"KV_{subjects.CONTROL_BUCKET}",
     f"OBJ_{subjects.MODULES_BUCKET}", f"KV_{subjects.tenant_bucket(TENANT)}",
 )  # fmt: skip
 

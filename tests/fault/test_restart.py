@@ -13,7 +13,7 @@ import pytest
 from executor.core import subjects
 from tests.servers import NatsServer, eventually, run
 from tests.support import guests, load
-from tests.support.served import Site
+from tests.support.served import TENANT, Site
 
 
 @pytest.mark.soak
@@ -42,6 +42,6 @@ def test_retries_wait_through_a_restart(
             await load.stopped(site)
 
     async def waits(site: Site, count: int) -> bool:
-        return (await site.state(subjects.LATER))["messages"] >= count
+        return (await site.state(subjects.later_stream(TENANT)))["messages"] >= count
 
     run(test())

@@ -1,4 +1,4 @@
-"""LATER is shared: one tenant's full queue, oversized retry or removal delays nobody else's."""
+"""What is put off, by tenant: one's full queue, oversized retry or removal delays nobody else's."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ import pytest
 
 from executor.core import subjects
 from executor.core.seal import Opener
-from executor.model import Answer, Delivery, Outgoing, Stored
+from executor.errors import ExecutorError
+from executor.model import NO_ROOM, Answer, Delivery, Outgoing, Refused, Stored
 from executor.transport import streams
 from executor.transport.api import header_size
 from executor.transport.connection import Connection
 from executor.transport.control import Control
 from executor.transport.outbox import Outbox
 from executor.transport.pull import Pull
+from executor.transport.room import Room
 from executor.transport.speaking import Speaker
 from executor.transport.streams import TenantQueue
 from tests.servers import Events, NatsServer, connect, eventually, run
@@ -98,13 +100,15 @@ def test_a_full_queue_delays_nobody_else(server: NatsServer) -> None:
             await beta.retry("acme")
 
         async def all_due() -> bool:
-            return await messages(beta.connection, "LATER", "due.acme.>") == {"due.acme.work": 50}
+            return await messages(beta.connection, "LATER_acme", "due.acme.>") == {
+                "due.acme.work": 50
+            }
 
         await eventually(all_due)
         for _ in range(5):
             await beta.is_served()
         assert (await messages(beta.connection, "TASKS_acme")) == {"task.acme.work": 1}
-        assert await messages(beta.connection, "LATER", "due.acme.>") == {"due.acme.work": 50}
+        assert await messages(beta.connection, "LATER_acme", "due.acme.>") == {"due.acme.work": 50}
 
     run(body())
 
@@ -119,14 +123,14 @@ def test_a_schedule_too_large_to_fire_delays_nobody_else(server: NatsServer) -> 
             "Nats-Schedule": "@at 2020-01-01T00:00:00Z",
             "Nats-Schedule-Target": subjects.due("acme", name),
         }
-        info = await beta.connection.api("STREAM.INFO.LATER")
+        info = await beta.connection.api("STREAM.INFO.LATER_acme")
         rollup = header_size({"Nats-Rollup": "sub"})  # which the server adds
         room = info["config"]["max_msg_size"] - header_size(headers) - rollup
         subject = subjects.later("acme", name, "i" * 64, 1)
         await beta.connection.store(subject, bytes(room), headers)
         for _ in range(3):
             await beta.is_served()
-        assert await messages(beta.connection, "LATER", "*.acme.>") == {subject: 1}
+        assert await messages(beta.connection, "LATER_acme") == {subject: 1}
 
     run(body())
 
@@ -158,20 +162,18 @@ def test_a_removed_tenant_leaves_nothing_behind(server: NatsServer) -> None:
         body = await beta.retry("beta", ahead_ms=1_500)
 
         async def one_due() -> bool:
-            return bool(await messages(beta.connection, "LATER", "due.acme.>"))
+            return bool(await messages(beta.connection, "LATER_acme", "due.acme.>"))
 
         await eventually(one_due)
         mouth = Speaker(bucket, Opener("test", {}), guests.OPERATOR)
         assert await mouth.forget_tenant("acme") == len(keys)
         assert await streams.remove_tenant(beta.connection, "acme") == [
-            "TASKS_acme", "OUTCOMES_acme", "KV_T_acme", "LATER/acme",
+            "TASKS_acme", "LATER_acme", "OUTCOMES_acme", "KV_T_acme",
         ]  # fmt: skip
         assert await bucket.keys() == sorted(others)
-        assert await messages(beta.connection, "LATER", "*.acme.>") == {}
         # Later than what was removed: had it fired, it would be there now.
         assert (await beta.arrived.get()).data.decode() == body
         await beta.is_served()
-        assert await messages(beta.connection, "LATER", "*.acme.>") == {}
         assert await streams.remove_tenant(beta.connection, "acme") == []
         assert await mouth.forget_tenant("acme") == 0
 
@@ -179,15 +181,56 @@ def test_a_removed_tenant_leaves_nothing_behind(server: NatsServer) -> None:
 
 
 def test_what_is_written_for_a_tenant_that_is_gone_harms_nobody(server: NatsServer) -> None:
-    """An executor that was not told yet stores one more retry: it stays, alone."""
+    """An executor that was not told yet stores one more retry: nobody takes it."""
 
     async def body() -> None:
         beta = await neighbours(server)
         await streams.remove_tenant(beta.connection, "acme")
-        await beta.retry("acme")
+        with pytest.raises(ExecutorError) as caught:
+            await beta.connection.store(subjects.later("acme", "work", "id", 1), b"x")
+        assert caught.value.code == "transport.stream-missing"
         for _ in range(3):
             await beta.is_served()
-        assert await messages(beta.connection, "LATER", "*.acme.>") == {"due.acme.work": 1}
+
+    run(body())
+
+
+def test_a_tenant_puts_off_no_more_than_its_bound(server: NatsServer) -> None:
+    """Past it a schedule is refused, a neighbour's and recurring ones are not, until some are gone.
+
+    The server has no such bound beside schedules, so this is the outbox's.
+    """
+
+    async def body() -> None:
+        beta = await neighbours(server)
+        room = Room(beta.connection)
+        room.replace([TenantQueue("acme", queue_max_messages=3), BETA])
+        outbox = Outbox(beta.connection, room=room)
+        await outbox.start()
+
+        async def put_off(subject: str, tenant: str = "acme") -> Answer:
+            answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+            outgoing = Outgoing(subject, b"x", schedule_at_ms=now_ms() + 3_600_000,
+                                schedule_target=subjects.due(tenant, "work"))  # fmt: skip
+            outbox.publish(outgoing, answer.set_result, 10)
+            return await answer
+
+        answers = [await put_off(subjects.later("acme", "work", f"id{n}", 1)) for n in range(4)]
+        assert [isinstance(answer, Stored) for answer in answers] == [True, True, True, False]
+        assert isinstance(answers[3], Refused)
+        assert answers[3].code == NO_ROOM
+        assert isinstance(await put_off(subjects.later("beta", "work", "id", 1), "beta"), Stored)
+        assert isinstance(await put_off(subjects.recurring("acme", "work", "id")), Stored)
+        await beta.connection.api("STREAM.PURGE.LATER_acme")
+
+        async def again() -> bool:
+            return isinstance(await put_off(subjects.later("acme", "work", "id", 1)), Stored)
+
+        await eventually(again)
+        room.replace([TenantQueue("acme", queue_max_bytes=1), BETA])
+        assert isinstance(await put_off(subjects.later("acme", "work", "id", 1)), Refused)
+        room.stop()
+        await outbox.stop()
 
     run(body())
 
@@ -223,14 +266,55 @@ def test_a_tenant_is_removed_while_executors_run(site: Site) -> None:
         # Two releases, a schedule, and what was used, if an executor has told of that by now.
         assert await mouth.forget_tenant(TENANT) in {3, 4}
         assert await mouth.forget_tenant(TENANT) == 0
-        assert f"LATER/{TENANT}" in await streams.remove_tenant(connection, TENANT)
+        assert f"LATER_{TENANT}" in await streams.remove_tenant(connection, TENANT)
         life.signal(signal.SIGHUP)
         await life.line("reloaded", tenants=OTHER)
         async with await site.client(OTHER) as client:
             ended = await client.run("retry", timeout_s=30)
             assert (ended.code, ended.record.attempt) == ("guest.failed", 3)
-        assert await messages(connection, "LATER", f"later.{TENANT}.>") == {}
         assert life.process.poll() is None
+
+    run(test())
+
+
+def test_nothing_is_lost_where_no_more_can_be_put_off(site: Site) -> None:
+    """What finds no room waits in its queue, unheld: it runs in time, and the neighbour's at once.
+
+    Both ways: a delay, and a retry, which keeps its number until it can be counted.
+    """
+
+    async def test() -> None:
+        site.write(tenants=(TENANT, OTHER))
+        text = site.path.read_text()
+        bounded = text.replace("queue_max_mib", "queue_max_messages = 3\nqueue_max_mib", 1)
+        site.path.write_text(bounded)
+        await site.prepare(echo=guests.ECHO, retry=guests.RETRY)
+        life = await site.serve()
+        far, at = now_ms() + 3_600_000, now_ms() + 2_000
+
+        async def full() -> bool:
+            return (await site.state(subjects.later_stream(TENANT)))["messages"] == 3
+
+        async with await site.client() as client, await site.client(OTHER) as other:
+            for _ in range(2):
+                await client.submit("echo", not_before=far, expires_at=far + 1)
+            await client.submit("echo", not_before=at)
+            await eventually(full)
+            sent = await client.submit("echo", b"x", not_before=at)
+            failing = await client.submit("retry")
+            assert (await other.run("retry", timeout_s=30)).record.attempt == 3
+            ended = await client.wait(sent.id, timeout_s=30)
+            assert ended.output == b"x"
+            assert ended.record.finished_at >= at
+            failed = await client.wait(failing.id, timeout_s=30)
+            assert failed.code in {"guest.failed", "message.deliveries-exhausted"}
+        assert [f for f in life.events("publish-unconfirmed") if "puts off" in str(f["why"])]
+        await site.empty()
+
+        async def two_left() -> bool:
+            return (await site.state(subjects.later_stream(TENANT)))["messages"] == 2
+
+        await eventually(two_left)
 
     run(test())
 
@@ -246,7 +330,7 @@ def test_not_before_over_a_crash_of_the_server(site: Site, server: NatsServer) -
             sent = await client.submit("echo", b"later", not_before=at)
 
         async def waits() -> bool:
-            return (await site.state(subjects.LATER))["messages"] == 1
+            return (await site.state(subjects.later_stream(TENANT)))["messages"] == 1
 
         await eventually(waits)
         await asyncio.to_thread(server.restart, signal.SIGKILL)

@@ -32,7 +32,9 @@ def test_apply_twice_changes_nothing(server: NatsServer) -> None:
         connection = await connect(server)
         first = await streams.apply(connection, [ACME, BETA])
         assert {change.action for change in first} == {"created"}
-        assert [change.stream for change in first][:3] == ["LATER", "KV_CONTROL", "OBJ_MODULES"]
+        assert [change.stream for change in first][:4] == [
+            "KV_CONTROL", "OBJ_MODULES", "KV_TRUST", "LATER_acme",
+        ]  # fmt: skip
         second = await streams.apply(connection, [ACME, BETA])
         assert {change.action for change in second} == {"unchanged"}
         await streams.check(connection, [ACME, BETA])
@@ -132,19 +134,20 @@ def test_a_missing_stream_is_named(server: NatsServer) -> None:
         with pytest.raises(ExecutorError) as caught:
             await streams.check(connection, [ACME])
         assert caught.value.code == "transport.stream-missing"
-        assert caught.value.facts["stream"] == "LATER"
+        assert caught.value.facts["stream"] == "KV_CONTROL"
 
     run(body())
 
 
 def test_a_removed_tenant_leaves_nothing_and_others_alone(server: NatsServer) -> None:
-    """`remove_tenant` deletes that tenant's three streams; twice is harmless."""
+    """`remove_tenant` deletes that tenant's streams; twice is harmless."""
 
     async def body() -> None:
         connection = await connect(server)
         await streams.apply(connection, [ACME, BETA])
         assert await streams.remove_tenant(connection, "acme") == [
             "TASKS_acme",
+            "LATER_acme",
             "OUTCOMES_acme",
             "KV_T_acme",
         ]
@@ -152,6 +155,32 @@ def test_a_removed_tenant_leaves_nothing_and_others_alone(server: NatsServer) ->
         await streams.check(connection, [BETA])
         with pytest.raises(ApiError):
             await connection.api("STREAM.INFO.TASKS_acme")
+
+    run(body())
+
+
+def test_the_shared_later_of_before_gives_way(server: NatsServer) -> None:
+    """While a task waits there `apply` says so and touches nothing; recurring ones come again."""
+
+    async def body() -> None:
+        connection = await connect(server)
+        config = {"name": "LATER", "subjects": ["later.*.*.*.*", "due.>"], "retention": "workqueue",
+                  "allow_msg_schedules": True}  # fmt: skip
+        await connection.api("STREAM.CREATE.LATER", config)
+        headers = {"Nats-Schedule": "@every 1h", "Nats-Schedule-Target": "due.acme.work"}
+        for last in ("1", "cron"):
+            await connection.store(f"later.acme.work.id.{last}", b"x", headers)
+        with pytest.raises(ExecutorError) as caught:
+            await streams.apply(connection, [ACME])
+        assert caught.value.code == "transport.stream-mismatch"
+        assert (caught.value.facts["stream"], caught.value.facts["waiting"]) == ("LATER", "1")
+        info = await connection.api("STREAM.INFO.LATER")
+        assert info["state"]["messages"] == 2
+        await connection.api("STREAM.PURGE.LATER", {"filter": "later.acme.work.id.1"})
+        await streams.apply(connection, [ACME, BETA])
+        await streams.check(connection, [ACME, BETA])
+        with pytest.raises(ApiError):
+            await connection.api("STREAM.INFO.LATER")
 
     run(body())
 
@@ -212,7 +241,7 @@ async def _schedule(outbox: Outbox, tenant: str, task_id: str, at_ms: int, body:
 
 
 def test_a_schedule_fires_into_its_tenants_queue(server: NatsServer) -> None:
-    """A retry waits in LATER, arrives as `task.…` with its body intact, and leaves LATER empty."""
+    """A retry waits, arrives as `task.…` with its body intact, and leaves LATER empty."""
 
     async def body() -> None:
         events = Events()
@@ -242,8 +271,8 @@ def test_a_schedule_fires_into_its_tenants_queue(server: NatsServer) -> None:
             outbox.ack(delivery.lease)
 
         async def later_is_empty() -> bool:
-            info = await connection.api("STREAM.INFO.LATER")
-            return bool(info["state"]["messages"] == 0)
+            infos = [await connection.api(f"STREAM.INFO.LATER_{t}") for t in ("acme", "beta")]
+            return not any(info["state"]["messages"] for info in infos)
 
         await eventually(later_is_empty)
         for pull in pulls:

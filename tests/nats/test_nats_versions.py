@@ -93,7 +93,7 @@ def test_a_retry_is_finished_by_the_other(sites: dict[int, Site], first: int, se
         await life.line("attempt", settlement="retry")
 
         async def waits() -> bool:
-            return (await sites[first].state(subjects.LATER))["messages"] == 1
+            return (await sites[first].state(subjects.later_stream(TENANT)))["messages"] == 1
 
         await eventually(waits)
         life.signal(SIGKILL)

@@ -153,8 +153,8 @@ def test_a_retried_letter_runs_once_more(site: Site) -> None:
         await site.prepare(work=TRAPPED)
         await site.serve()
         connection = await connect(site.server)
-        later = (await connection.api("STREAM.INFO.LATER"))["config"]
-        await connection.api("STREAM.UPDATE.LATER", later | {"duplicate_window": 200_000_000})
+        later = (await connection.api("STREAM.INFO.LATER_acme"))["config"]
+        await connection.api("STREAM.UPDATE.LATER_acme", later | {"duplicate_window": 200_000_000})
         shell = Shell(site.folder)
 
         async def retry() -> dict[str, Any]:

@@ -81,7 +81,7 @@ def test_each_firing_is_a_task_with_its_own_outcome(site: Site) -> None:
         await site.empty()
 
         async def nothing_left() -> bool:  # that could fire
-            return (await site.state(subjects.LATER))["messages"] == 0
+            return (await site.state(subjects.later_stream(TENANT)))["messages"] == 0
 
         await eventually(nothing_left)
 

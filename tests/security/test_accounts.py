@@ -14,6 +14,7 @@ import pytest
 
 from executor.errors import ExecutorError
 from executor.transport import streams
+from executor.transport.api import ApiError
 from executor.transport.connection import Connection, Message
 from executor.transport.streams import TenantQueue
 from tests.servers import Events, run
@@ -37,8 +38,10 @@ async def _deployed(realm: Realm) -> Connection:
 
 
 async def _counts(deployer: Connection) -> dict[str, int]:
-    names = ["LATER", "KV_CONTROL", "OBJ_MODULES"]
-    names += [f"{kind}_{t}" for t in (TENANT, OTHER) for kind in ("TASKS", "OUTCOMES", "KV_T")]
+    names = ["KV_CONTROL", "OBJ_MODULES"]
+    names += [
+        f"{kind}_{t}" for t in (TENANT, OTHER) for kind in ("LATER", "TASKS", "OUTCOMES", "KV_T")
+    ]
     found = {}
     for name in names:
         info = await deployer.api(f"STREAM.INFO.{name}")
@@ -168,5 +171,38 @@ def test_a_publisher_s_reflections_stay_with_it(realm: Realm) -> None:
         await executor.flush()
         assert heard == []
         assert events.count("permission-violation") == 0  # all of it was within its rights
+
+    run(test())
+
+
+def test_an_executor_of_one_tenant_leaves_what_another_puts_off(realm: Realm) -> None:
+    """It reads none of it, deletes none of it, and puts nothing into the other's queue."""
+
+    async def test() -> None:
+        deployer = await _deployed(realm)
+        owner, near = await realm.connect("executor_local"), await realm.connect("executor_near")
+        waits = {"Nats-Schedule": "@every 1h", "Nats-Schedule-Target": "due.zebra.x"}
+        await owner.store("later.zebra.x.id.1", b"secret", waits)
+        before = await _counts(deployer)
+        get = "$JS.API.DIRECT.GET.LATER_zebra"
+        scan = json.dumps({"seq": 1, "batch": 9, "next_by_subj": ">"}).encode()
+        for subject, body in ((get, scan), (f"{get}.later.zebra.x.id.1", b""),
+                              ("$JS.API.STREAM.PURGE.LATER_zebra", b""),
+                              ("later.zebra.x.id.1", b"")):  # fmt: skip
+            with pytest.raises(ExecutorError) as caught:
+                await near.request(subject, body)
+            assert caught.value.code == "transport.permission-denied"
+        # Its own stream is its own: it may empty that, and no more.
+        await near.store("later.acme.x.id.1", b"", {"Nats-Rollup": "all"})
+        for target in ("due.zebra.x", "task.zebra.x", "later.zebra.x.id.1"):
+            with pytest.raises(ApiError) as refused:
+                await near.store("later.acme.x.id.1", b"forged", {
+                    "Nats-Schedule": "@at 2020-01-01T00:00:00Z", "Nats-Schedule-Target": target,
+                })  # fmt: skip
+            assert refused.value.err_code == 10190  # not a subject of the same stream
+        after = await _counts(deployer)
+        assert {name for name in after if after[name] != before[name]} == {"LATER_acme"}
+        info = await deployer.api("STREAM.INFO.LATER_zebra")
+        assert info["state"]["messages"] == 1
 
     run(test())

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-from executor.core import envelope, subjects
+from executor.core import envelope
 from executor.core.envelope import Record
 from executor.core.seal import NotAuthenticError
 from executor.core.settlement import CRASHES_MAX, Rules, attempts_max, must_look_up
@@ -21,7 +21,7 @@ from executor.errors import ExecutorError
 from executor.model import PAYLOAD_MAX, StoredMessage
 from executor.supervisor.job import Job
 from tests.sim import stubs
-from tests.sim.wire import OUTCOMES, START_MS, TASKS, TENANT, Spy
+from tests.sim.wire import LATER, OUTCOMES, START_MS, TASKS, TENANT, Spy
 
 _TRANSIENT = ("transient", "asked", "slow", "hang")
 _GRACE_S = 0.2  # from a cancellation to the death of what ran
@@ -103,7 +103,7 @@ class Checks(Spy):
                 chain = Chain(task_id)
                 self.expected[task_id] = None
             self._chains[message.sequence] = chain
-        elif stream == subjects.LATER:
+        elif stream == LATER:
             self._scheduled(message)
         elif stream == OUTCOMES:
             self._recorded(message, by)

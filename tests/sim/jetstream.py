@@ -17,10 +17,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from executor.core import subjects
 from executor.model import StoredMessage
 from executor.transport.streams import CONSUMER
-from tests.sim.wire import MESSAGE_ID, OUTCOMES, START_MS, TASKS, TENANT, Headers, Peer, Spy
+from tests.sim.wire import LATER, MESSAGE_ID, OUTCOMES, START_MS, TASKS, TENANT, Headers, Peer, Spy
 
 _DIRECT: Final = "$JS.API.DIRECT.GET."
 _NEXT: Final = f"$JS.API.CONSUMER.MSG.NEXT.{TASKS}.{CONSUMER}"
@@ -126,7 +125,7 @@ class Server:
     ) -> dict[str, Any] | None:
         """Store a message; the PubAck, or None if no stream takes its subject."""
         kind = subject.partition(".")[0]
-        stream = {"task": TASKS, "later": subjects.LATER, "result": OUTCOMES, "dead": OUTCOMES}
+        stream = {"task": TASKS, "later": LATER, "result": OUTCOMES, "dead": OUTCOMES}
         name = stream.get(kind)
         if name is None or subject.split(".")[1] != TENANT:
             return None
@@ -165,7 +164,7 @@ class Server:
             self.tasks[sequence] = message
             self._new.append(sequence)
             self.loop.call_soon(self._pump)
-        elif stream == subjects.LATER:
+        elif stream == LATER:
             self._schedule(message)
         return message
 
@@ -190,7 +189,7 @@ class Server:
         self._underway += 1
         rest_s = max(0.0, self._sources_from - self.loop.time())
         # What is due is a message of LATER itself until it is sourced.
-        self._sequence[subjects.LATER] = self._sequence.get(subjects.LATER, 0) + 1
+        self._sequence[LATER] = self._sequence.get(LATER, 0) + 1
         self.loop.call_later(rest_s + self.rules.source_s, self._source, schedule)
 
     def _source(self, schedule: _Schedule) -> None:
@@ -198,7 +197,7 @@ class Server:
         target = "task." + schedule.target.removeprefix("due.")
         # What the source is to store has its sequence before the spy hears of the message.
         self.spy.fired(schedule.message, self._sequence.get(TASKS, 0) + 1)
-        self._store(TASKS, target, schedule.message.body, {}, "LATER")
+        self._store(TASKS, target, schedule.message.body, {}, LATER)
 
     # The consumer.
 

@@ -11,6 +11,7 @@ Headers = dict[str, str]
 
 TENANT: Final = "acme"
 TASKS: Final = subjects.tasks_stream(TENANT)
+LATER: Final = subjects.later_stream(TENANT)
 OUTCOMES: Final = subjects.outcomes_stream(TENANT)
 START_MS: Final = 1_700_000_000_000  # the wall clock when virtual time begins
 MESSAGE_ID: Final = "Nats-Msg-Id"

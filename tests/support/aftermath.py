@@ -30,7 +30,7 @@ async def waiting(connection: Connection, tenant: str) -> set[str]:
     """The ids in LATER: scheduled, or due and not yet in the queue."""
     found = set()
     for filter_subject in (f"later.{tenant}.>", f"due.{tenant}.>"):
-        async for message in direct.scan(connection, subjects.LATER, filter_subject):
+        async for message in direct.scan(connection, subjects.later_stream(tenant), filter_subject):
             found.add(_id(tenant, message.subject.split(".")[2], message.body))
     return found
 

@@ -1,6 +1,7 @@
 """A nats-server with accounts, roles and logins as `executor nats config` writes them.
 
-Two tenants, an executor, a publisher and two operators: one who may steer, one who may sign trust.
+Two tenants, an executor of both and one of the first, a publisher and two operators: one who may
+steer, one who may sign trust.
 """
 
 from __future__ import annotations
@@ -60,6 +61,10 @@ tasks = ["acme/*"]
 [[executor]]
 name = "local"
 key = "{guests.HOST.public.text}"
+[[executor]]
+name = "near"
+key = "{guests.OPERATOR.public.text}"
+tenants = ["acme"]
 [[operator]]
 name = "ann"
 key = "{guests.STRANGER.public.text}"

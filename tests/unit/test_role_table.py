@@ -70,7 +70,7 @@ def test_no_role_both_signs_trust_and_publishes() -> None:
     """Who writes trust writes no module; who steers reads no payload."""
     assert not [s for s in everything("trust").publish if s.startswith(("$O.", "task."))]
     reads = [s for s in everything("operator").publish if "DIRECT.GET" in s]
-    assert not [s for s in reads if "OUTCOMES" in s or "TASKS" in s or s.endswith("LATER")]
+    assert not [s for s in reads if "OUTCOMES" in s or "TASKS" in s or s.endswith("LATER_acme")]
 
 
 def test_every_operator_may_break_glass() -> None:
