@@ -17,7 +17,7 @@ from executor.transport import streams
 from executor.transport.api import ApiError
 from executor.transport.connection import Connection, Message
 from executor.transport.streams import TenantQueue
-from tests.servers import Events, run
+from tests.servers import Events, eventually, run
 from tests.support.realm import OTHER, TENANT, Realm
 
 
@@ -86,6 +86,15 @@ def test_a_tenant_s_reflections_stay_with_it(realm: Realm) -> None:
                         target)  # fmt: skip
         await client.flush()
         await client.request(f"{get}.result.acme.x.id")  # the server has done what came before
+
+        async def stored() -> bool:
+            """Streams take what their account imported when their turn comes."""
+            found = await _counts(deployer)
+            return all(
+                found[name] - before[name] >= len(targets) for name in ("TASKS_acme", "KV_CONTROL")
+            )
+
+        await eventually(stored)
         after = await _counts(deployer)
         grown = {name for name in after if after[name] != before[name]}
         # Its own tasks and its own cancellations, as many as it asked for.

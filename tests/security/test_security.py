@@ -38,7 +38,7 @@ BOSS = guests.OPERATOR
 
 CONFIG = f"""
 [host]
-name = "test"
+name = "local"
 [delivery]
 attempts_max = 1
 [limits]
