@@ -148,14 +148,9 @@ async def until(holds: Callable[[], bool], changed: asyncio.Event) -> None:
             await changed.wait()
 
 
-# What a cluster takes in the worst case when a node is gone: an election (9 s), two missed beats
-# of a pull (10), a sweep of the outbox (5), a back-off (5), and a look that nobody answers (5).
-RECOVERY_S = 2 * WAIT_S
-
-
-async def eventually(look: Callable[[], Awaitable[bool]], wait_s: float = WAIT_S) -> None:
+async def eventually(look: Callable[[], Awaitable[bool]]) -> None:
     """Wait until the server says so: for its state there is no event to wait for."""
-    async with asyncio.timeout(wait_s):
+    async with asyncio.timeout(WAIT_S):
         while not await look():  # noqa: ASYNC110 - see above
             await asyncio.sleep(0.02)
 

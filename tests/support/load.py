@@ -17,7 +17,7 @@ from executor.model import TaskRequest
 from executor.transport.api import ApiError
 from executor.transport.control import Control
 from executor.transport.kv import TenantKv
-from tests.servers import RECOVERY_S, connect, eventually
+from tests.servers import connect, eventually
 from tests.support import guests, speech
 from tests.support.proxy import Proxy, is_ack
 from tests.support.served import TENANT, Site
@@ -99,7 +99,7 @@ async def stored(site: Site, count: int, tenant: str = TENANT) -> None:
         except (ExecutorError, ApiError):
             return False  # no leader, or no server just now
 
-    await eventually(enough, RECOVERY_S)
+    await eventually(enough)
 
 
 async def each_once(site: Site, ids: Sequence[str], tenant: str = TENANT) -> dict[str, TaskOutcome]:
