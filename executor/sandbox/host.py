@@ -13,7 +13,7 @@ import re
 from collections import deque
 from collections.abc import Callable
 from time import perf_counter_ns
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 from executor.capabilities import clock, random
 from executor.capabilities.log import LogBook
@@ -43,7 +43,9 @@ I64_MAX: Final = 2**63 - 1
 _KEY: Final = re.compile(rb"[-/_=a-zA-Z0-9]+(?:\.[-/_=a-zA-Z0-9]+)*")
 
 Mediate = Callable[[Call], Answer]
-Act = Callable[..., int | None]
+# A host function, with its arguments as the engine gives them: one tuple, never taken apart and put
+# together on the way.
+Act = Callable[[tuple[int, ...]], int | None]
 
 
 class Attempt:
@@ -189,8 +191,8 @@ class Host:
         """Close the slot; a host call from now on is a bug of ours."""
         self._attempt = None
 
-    def function(self, name: str) -> Callable[..., int | None]:
-        """The host function `name` of `core.abi`, taking integers as the engine gives them."""
+    def function(self, name: str) -> Act:
+        """The host function `name` of `core.abi`."""
         act = _ACTS[name]
         empties_park = abi.FUNCTIONS[name].module != abi.TASK
         # Made once: every call notes itself, and most of them return well.
@@ -198,7 +200,7 @@ class Host:
         errors = abi.ERRORS
         bit = abi.BITS[name]
 
-        def call(*arguments: int) -> int | None:
+        def call(arguments: tuple[int, ...]) -> int | None:
             begin = perf_counter_ns()
             attempt = self._attempt
             if attempt is None:
@@ -214,7 +216,7 @@ class Host:
                     attempt.charge(CALLS_PER_CHARGE * CALL_FUEL)
                 if empties_park:
                     attempt.park = b""
-                result = act(attempt, memory, *arguments)
+                result = act(attempt, memory, arguments)
                 if result in errors:
                     attempt.recent[-1] = (name, result or 0)
             except BaseException:
@@ -230,11 +232,17 @@ class Host:
         return call
 
 
-def _input_len(attempt: Attempt, _memory: GuestMemory) -> int:
+Two = tuple[int, int]
+Three = tuple[int, int, int]
+Four = tuple[int, int, int, int]
+
+
+def _input_len(attempt: Attempt, _memory: GuestMemory, _arguments: tuple[()]) -> int:
     return len(attempt.run.input)
 
 
-def _input_read(attempt: Attempt, memory: GuestMemory, dst: int, off: int, length: int) -> int:
+def _input_read(attempt: Attempt, memory: GuestMemory, arguments: Three) -> int:
+    dst, off, length = arguments
     room = memory.range(dst, length)
     start = off & U32_MASK
     data = attempt.run.input[start : start + len(room)]
@@ -243,13 +251,12 @@ def _input_read(attempt: Attempt, memory: GuestMemory, dst: int, off: int, lengt
     return len(data)
 
 
-def _output_write(attempt: Attempt, memory: GuestMemory, ptr: int, length: int) -> None:
-    attempt.write_output(memory.range(ptr, length))
+def _output_write(attempt: Attempt, memory: GuestMemory, arguments: Two) -> None:
+    attempt.write_output(memory.range(*arguments))
 
 
-def _fail(
-    attempt: Attempt, memory: GuestMemory, kind: int, ptr: int, length: int, retry_after_ms: int
-) -> None:
+def _fail(attempt: Attempt, memory: GuestMemory, arguments: Four) -> None:
+    kind, ptr, length, retry_after_ms = arguments
     said = memory.range(ptr, length)
     data = said[: abi.FAIL_MESSAGE_MAX]
     attempt.charge_copy(len(data))
@@ -259,8 +266,8 @@ def _fail(
     attempt.failure = (kind, text, retry_after_ms)
 
 
-def _take(attempt: Attempt, memory: GuestMemory, dst: int, length: int) -> int:
-    room = memory.range(dst, length)
+def _take(attempt: Attempt, memory: GuestMemory, arguments: Two) -> int:
+    room = memory.range(*arguments)
     data = attempt.park[: len(room)]
     if not attempt.park_counted:
         attempt.count(len(data))
@@ -270,7 +277,8 @@ def _take(attempt: Attempt, memory: GuestMemory, dst: int, length: int) -> int:
     return len(data)
 
 
-def _log_write(attempt: Attempt, memory: GuestMemory, level: int, ptr: int, length: int) -> None:
+def _log_write(attempt: Attempt, memory: GuestMemory, arguments: Three) -> None:
+    level, ptr, length = arguments
     line = memory.range(ptr, length)
     if len(line) > abi.LOG_LINE_MAX:
         attempt.book().drop()
@@ -279,12 +287,12 @@ def _log_write(attempt: Attempt, memory: GuestMemory, level: int, ptr: int, leng
         attempt.book().add(level, line.tobytes())
 
 
-def _clock_now_ns(_attempt: Attempt, _memory: GuestMemory) -> int:
+def _clock_now_ns(_attempt: Attempt, _memory: GuestMemory, _arguments: tuple[()]) -> int:
     return clock.now_ns()
 
 
-def _random_fill(attempt: Attempt, memory: GuestMemory, dst: int, length: int) -> None:
-    room = memory.range(dst, length)
+def _random_fill(attempt: Attempt, memory: GuestMemory, arguments: Two) -> None:
+    room = memory.range(*arguments)
     attempt.charge_copy(len(room), byte_fuel=RANDOM_BYTE_FUEL)
     for offset in range(0, len(room), RANDOM_CHUNK):
         piece = room[offset : offset + RANDOM_CHUNK]
@@ -300,7 +308,8 @@ def _key(attempt: Attempt, said: memoryview) -> bytes | None:
     return key if _KEY.fullmatch(key) else None
 
 
-def _kv_get(attempt: Attempt, memory: GuestMemory, kptr: int, klen: int, buf: int, cap: int) -> int:
+def _kv_get(attempt: Attempt, memory: GuestMemory, arguments: Four) -> int:
+    kptr, klen, buf, cap = arguments
     said, room = memory.range(kptr, klen), memory.range(buf, cap)
     key = _key(attempt, said)
     if key is None:
@@ -318,9 +327,8 @@ def _kv_get(attempt: Attempt, memory: GuestMemory, kptr: int, klen: int, buf: in
     return answer.status
 
 
-def _kv_put(
-    attempt: Attempt, memory: GuestMemory, kptr: int, klen: int, vptr: int, vlen: int
-) -> int:
+def _kv_put(attempt: Attempt, memory: GuestMemory, arguments: Four) -> int:
+    kptr, klen, vptr, vlen = arguments
     said, value = memory.range(kptr, klen), memory.range(vptr, vlen)
     key = _key(attempt, said)
     if key is None:
@@ -331,14 +339,14 @@ def _kv_put(
     return min(attempt.ask("kv_put", key, value.tobytes()).status, 0)
 
 
-def _kv_delete(attempt: Attempt, memory: GuestMemory, kptr: int, klen: int) -> int:
-    key = _key(attempt, memory.range(kptr, klen))
+def _kv_delete(attempt: Attempt, memory: GuestMemory, arguments: Two) -> int:
+    key = _key(attempt, memory.range(*arguments))
     if key is None:
         return attempt.refuse(abi.BAD_ARGUMENT)
     return min(attempt.ask("kv_delete", key).status, 0)
 
 
-_ACTS: Final[dict[str, Act]] = {
+_ACTS: Final[dict[str, Callable[[Attempt, GuestMemory, Any], int | None]]] = {
     "input_len": _input_len,
     "input_read": _input_read,
     "output_write": _output_write,

@@ -15,7 +15,7 @@ import wasmtime
 from executor.core import abi
 from executor.errors import ExecutorError
 from executor.sandbox import traps
-from executor.sandbox.host import Host
+from executor.sandbox.host import Act, Host
 from executor.sandbox.machine import TABLES_MAX, Program
 from executor.sandbox.memory import PAGE
 from executor.sandbox.raw import Raw, RawProgram
@@ -138,13 +138,17 @@ def prepare(
         function = abi.FUNCTIONS[name]
         kind = _function_type(function)
         if raw is None:
-            linker.define_func(function.module, function.name, kind, act)
+            linker.define_func(function.module, function.name, kind, _spread(act))
         else:
             raw.define(linker, function, kind)
     pre = linker.instantiate_pre(module)
     if raw is None:
         return PublicProgram(engine, pre, memory_min=memory_min, initializes=initializes)
     return RawProgram(raw, engine, pre, acts, memory_min=memory_min, initializes=initializes)
+
+
+def _spread(act: Act) -> Callable[..., int | None]:
+    return lambda *arguments: act(arguments)
 
 
 def signature(kind: object) -> str:

@@ -30,6 +30,7 @@ from wasmtime import _bindings, _ffi
 from executor.core import abi
 from executor.errors import ExecutorError
 from executor.sandbox import traps
+from executor.sandbox.host import Act
 from executor.sandbox.machine import TABLES_MAX, Bug
 
 # Whose symbols, layouts and calling convention were read and are tested.
@@ -46,61 +47,68 @@ _Error: Final = ctypes.POINTER(_bindings.wasmtime_error_t)
 _OF: Final[int] = _bindings.wasmtime_extern_t.of.offset
 _ONE: Final = ctypes.c_int64(1)
 _TABLES: Final = ctypes.c_int64(TABLES_MAX)
-_LIMITS: Final = (_At, *(ctypes.c_int64,) * 5)
-_MEMORY: Final = abi.MEMORY.encode()
-_NAMES: Final = {name: name.encode() for name in (abi.ENTRY, abi.INITIALIZE)}
+_NO: Final = _At()
+_NAMES: Final = {
+    name: (ctypes.c_char_p(name.encode()), _Size(len(name)))
+    for name in (abi.MEMORY, abi.ENTRY, abi.INITIALIZE)
+}
+_RESULTS: Final = {abi.ENTRY: _Size(1), abi.INITIALIZE: _Size(0)}
 _TRAP_TEXT: Final = b"host"
 
-Act = Callable[..., int | None]
-
 # By the parameters of `core.abi`; a row that is missing fails at the start.
-_CALLERS: Final[dict[str, Callable[[Act, Any], int | None]]] = {
-    "": lambda act, _: act(),
-    "i32 i32": lambda act, v: act(v[0], v[4]),
-    "i32 i32 i32": lambda act, v: act(v[0], v[4], v[8]),
-    "i32 i32 i32 i32": lambda act, v: act(v[0], v[4], v[8], v[12]),
-    "i32 i32 i32 i64": lambda act, v: act(v[0], v[4], v[8], v[13] << 32 | v[12] & 0xFFFF_FFFF),
+_ARGUMENTS: Final[dict[str, Callable[[Any], tuple[int, ...]]]] = {
+    "": lambda _: (),
+    "i32 i32": lambda v: (v[0], v[4]),
+    "i32 i32 i32": lambda v: (v[0], v[4], v[8]),
+    "i32 i32 i32 i32": lambda v: (v[0], v[4], v[8], v[12]),
+    "i32 i32 i32 i64": lambda v: (v[0], v[4], v[8], v[13] << 32 | v[12] & 0xFFFF_FFFF),
 }
 
 
 class _Library:
     """The functions used here, with prototypes of our own: the library's stay as they are.
 
-    What runs no guest code and unmaps nothing keeps Python's lock, which is cheaper.
+    Those of an attempt have no parameter types, whose conversions are most of what a call costs:
+    they take values of ctypes alone. A plain number would be cut to 32 bits.
+
+    All keep Python's lock: a sandbox has one thread, and who has more waits for the guest's fuel.
     """
 
     def __init__(self) -> None:
-        held, free = ctypes.PyDLL(str(_ffi.filename)), _ffi.dll
-        self.store_new = _function(held, "store_new", _At, _At, _At, _At)
-        self.context = _function(held, "store_context", _At, _At)
-        self.limiter = _function(held, "store_limiter", None, *_LIMITS)
-        self.set_fuel = _function(held, "context_set_fuel", _At, _At, ctypes.c_uint64)
-        self.get_fuel = _function(held, "context_get_fuel", _At, _At, _At)
-        self.find = _function(
-            held, "instance_export_get", ctypes.c_bool, _At, _At, ctypes.c_char_p, _Size, _At
-        )
-        self.data = _function(held, "memory_data", _At, _At, _At)
-        self.size = _function(held, "memory_data_size", _Size, _At, _At)
-        self.trap = _function(held, "trap_new", _Size, ctypes.c_char_p, _Size)
-        self.define = _function(
-            held, "linker_define_func_unchecked", _At, _At, ctypes.c_char_p, _Size,
-            ctypes.c_char_p, _Size, _At, _Callback, _At, _At,
+        dll = ctypes.PyDLL(str(_ffi.filename))
+        self.store_new = _function(dll, "store_new", _Place)
+        self.context = _function(dll, "store_context", _Place)
+        self.limiter = _function(dll, "store_limiter", None)
+        self.set_fuel = _function(dll, "context_set_fuel", _At)
+        self.get_fuel = _function(dll, "context_get_fuel", _At)
+        self.find = _function(dll, "instance_export_get", ctypes.c_bool)
+        self.data = _function(dll, "memory_data", _At)
+        self.size = _function(dll, "memory_data_size", _Size)
+        self.instantiate = _function(dll, "instance_pre_instantiate", _At)
+        self.call = _function(dll, "func_call_unchecked", _At)
+        self.store_delete = _function(dll, "store_delete", None)
+        self.trap = _function(dll, "trap_new", _Size)
+        self.trap.argtypes = ctypes.c_char_p, _Size
+        self.define = _function(dll, "linker_define_func_unchecked", _At)
+        self.define.argtypes = (
+            _At, ctypes.c_char_p, _Size, ctypes.c_char_p, _Size, _At, _Callback, _At, _At
         )  # fmt: skip
-        self.instantiate = _function(free, "instance_pre_instantiate", _At, _At, _At, _At, _At)
-        self.call = _function(free, "func_call_unchecked", _At, _At, _At, _At, _Size, _At)
-        self.store_delete = _function(free, "store_delete", None, _At)
 
 
-def _function(dll: ctypes.CDLL, name: str, result: Any, *parameters: Any) -> Callable[..., Any]:
+class _Place(ctypes.c_void_p):
+    """An address that stays a value of ctypes: a plain `c_void_p` would come back as a number."""
+
+
+def _function(dll: ctypes.CDLL, name: str, result: Any) -> Any:
     found = dll[f"wasmtime_{name}"]  # by index it is a new object, an attribute would be shared
-    found.restype, found.argtypes = result, parameters
+    found.restype = result
     return found
 
 
-def _out(kind: Any) -> tuple[Any, int]:
+def _out(kind: Any) -> tuple[Any, Any]:
     """Something the engine writes to, and where it is."""
     made = kind()
-    return made, ctypes.addressof(made)
+    return made, _At(ctypes.addressof(made))
 
 
 class Raw:
@@ -119,20 +127,23 @@ class Raw:
         self.trap, self.trap_at = _out(_At)
         self.values, self.values_at = _out(ctypes.c_int32 * 4)
         self.fuel, self.fuel_at = _out(ctypes.c_uint64)
+        self.given = ctypes.c_uint64()  # of fuel
         self._instance, self.instance_at = _out(_bindings.wasmtime_instance_t)
         self._memory, self.memory_at = _out(_bindings.wasmtime_extern_t)
+        self.memory_of = _At(self.memory_at.value + _OF)
         self._export, self.export_at = _out(_bindings.wasmtime_extern_t)
+        self.export_of = _At(self.export_at.value + _OF)
         self._callbacks = {name: self._callback(row) for name, row in abi.FUNCTIONS.items()}
 
     def _callback(self, function: abi.Function) -> Any:
         """The engine's way to the host function of this name, whoever runs."""
-        name, call = function.name, _CALLERS[" ".join(function.params)]
+        name, arguments = function.name, _ARGUMENTS[" ".join(function.params)]
         result_size = {(): 0, ("i32",): 1, ("i64",): 2}[function.results]
         trap = self.library.trap
 
         def enter(_env: Any, _caller: Any, values: Any, _count: Any) -> int:
             try:
-                result = call(self.functions[name], values)
+                result = self.functions[name](arguments(values))
                 if result_size:
                     values[0] = result
                     if result_size == 2:  # noqa: PLR2004
@@ -177,25 +188,19 @@ class Raw:
 class RawMachine:
     """One Store and its Instance; see `machine.Machine`."""
 
-    __slots__ = (
-        "_context", "_inside", "_library", "_memory", "_pre", "_raw", "_store",
-    )  # fmt: skip
+    __slots__ = ("_context", "_inside", "_library", "_memory", "_pre", "_raw", "_store")
 
-    def __init__(
-        self, program: RawProgram, fuel: int, memory_bytes: int, table_elements: int
-    ) -> None:
+    def __init__(self, program: RawProgram, fuel: int) -> None:
         self._raw = raw = program.raw
         if raw.machine is not None:
             raise Bug("two machines at once")
         self._library = library = raw.library
         self._inside = False
         self._pre = program.pre
-        self._store = store = library.store_new(program.engine, None, None)
-        self._context = context = library.context(store)
-        library.limiter(store, memory_bytes, table_elements, _ONE, _TABLES, _ONE)
-        error = library.set_fuel(context, fuel)
-        if error:
-            raise _error(error)
+        self._store = store = library.store_new(program.engine, _NO, _NO)
+        self._context = library.context(store)
+        library.limiter(store, *program.limits, _ONE, _TABLES, _ONE)
+        self.set_fuel(fuel)
         raw.machine, raw.functions = self, program.functions
 
     def instantiate(self) -> None:
@@ -206,26 +211,26 @@ class RawMachine:
         self._inside = False
         if error or raw.trap.value or raw.raised is not None:
             raw.settle(error)
-        self._find(_MEMORY, raw.memory_at)
-        self._memory = raw.memory_at + _OF  # not before: there stood another Store's
+        self._find(abi.MEMORY, raw.memory_at)
+        self._memory = raw.memory_of  # not before: there stood another Store's
 
     def call(self, name: str) -> int | None:
         """Call an export whose type `prepare` has checked."""
         raw = self._raw
-        self._find(_NAMES[name], raw.export_at)
-        returns = name == abi.ENTRY
+        self._find(name, raw.export_at)
         self._inside = True
         error = self._library.call(
-            self._context, raw.export_at + _OF, raw.values_at, returns, raw.trap_at
+            self._context, raw.export_of, raw.values_at, _RESULTS[name], raw.trap_at
         )
         self._inside = False
         if error or raw.trap.value or raw.raised is not None:
             raw.settle(error)
-        return raw.values[0] if returns else None
+        return raw.values[0] if name == abi.ENTRY else None
 
-    def _find(self, name: bytes, place: int) -> None:
-        if not self._library.find(self._context, self._raw.instance_at, name, len(name), place):
-            raise Bug(f"no export {name.decode()}")
+    def _find(self, name: str, place: Any) -> None:
+        text, length = _NAMES[name]
+        if not self._library.find(self._context, self._raw.instance_at, text, length, place):
+            raise Bug(f"no export {name}")
 
     def locate(self) -> tuple[int, int]:
         """Address and size, from the engine each time."""
@@ -248,7 +253,9 @@ class RawMachine:
 
     def set_fuel(self, fuel: int) -> None:
         """Replace the fuel left."""
-        error = self._library.set_fuel(self._context, fuel)
+        given = self._raw.given
+        given.value = fuel
+        error = self._library.set_fuel(self._context, given)
         if error:
             raise _error(error)
 
@@ -274,15 +281,19 @@ class RawProgram:
         self._owners = (engine, pre)
         self.engine, self.pre = _address(engine), _address(pre)
         self.memory_min, self.initializes = memory_min, initializes
+        # Of each Store, filled anew for each: bytes of memory, elements of a table.
+        self.limits = ctypes.c_int64(), ctypes.c_int64()
 
     def machine(self, *, fuel: int, memory_bytes: int, table_elements: int) -> RawMachine:
         """A fresh Store with these limits."""
-        return RawMachine(self, fuel=fuel, memory_bytes=memory_bytes, table_elements=table_elements)
+        memory, table = self.limits
+        memory.value, table.value = memory_bytes, table_elements
+        return RawMachine(self, fuel)
 
 
 def _error(address: int) -> wasmtime.WasmtimeError:
     return wasmtime.WasmtimeError._from_ptr(ctypes.cast(address, _Error))  # noqa: SLF001
 
 
-def _address(owner: Any) -> int | None:
-    return ctypes.cast(owner.ptr(), _At).value
+def _address(owner: Any) -> Any:
+    return ctypes.cast(owner.ptr(), _At)

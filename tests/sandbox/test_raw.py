@@ -195,7 +195,7 @@ def test_no_later_trap_is_blamed_for_it(lab: Lab) -> None:
 def test_a_result_of_another_type_is_our_bug(lab: Lab) -> None:
     """A host function that answers with what is no number ends the attempt as an exception."""
     program, host = lab.program(text(entry("(call $input_len)")))
-    program.functions["input_len"] = lambda: "1"  # type: ignore[attr-defined]
+    program.functions["input_len"] = lambda _: "1"  # type: ignore[attr-defined]
     with pytest.raises(TypeError):
         lab.attempt(program, host)
 
