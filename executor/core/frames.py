@@ -17,6 +17,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from itertools import groupby
 from operator import attrgetter
 from typing import Any, Final
 
@@ -416,8 +417,12 @@ class _Form:
         known = {check: _BOUNDS.get(check) for check in checks} | {_bool: (bool, 0, 0)}
         plain = [(place, known[check]) for place, check in enumerate(checks, 1)]
         self._types: Final = [int, *(bound[0] if bound else list for _, bound in plain)]
+        numbers = [(place, bound[1:]) for place, bound in plain if bound and bound[0] is int]
+        # Neighbours with the same bounds together: most of a frame are counts in a row.
         self._numbers: Final = tuple(
-            (place, *bound[1:]) for place, bound in plain if bound and bound[0] is int
+            (slice(row[0][0], row[-1][0] + 1), *row[0][1])
+            for _, rows in groupby(enumerate(numbers), lambda n: (n[1][0] - n[0], n[1][1]))
+            if (row := [number for _, number in rows])
         )
         self._sizes: Final = tuple(
             (place, bound[2]) for place, bound in plain if bound and bound[0] in {str, bytes}
@@ -440,9 +445,10 @@ class _Form:
             raise self._refused(next(
                 place for place, kind in enumerate(self._types) if type(values[place]) is not kind
             ))  # fmt: skip
-        for place, low, high in self._numbers:
-            if not low <= values[place] <= high:
-                raise self._refused(place)
+        for places, low, high in self._numbers:
+            for value in values[places]:
+                if not low <= value <= high:
+                    raise self._refused(values.index(value, places.start))
         for place, size in self._sizes:
             if len(values[place]) > size:
                 raise self._refused(place)
@@ -463,11 +469,14 @@ class _Form:
 
 
 _FORMS: Final = tuple(_Form(cls, checks) for cls, checks in _FRAMES)
+_FORM_OF: Final = {form.cls: form for form in _FORMS}
+# One for all: to make one costs more than to pack most frames.
+_PACKER: Final = msgpack.Packer()
 
 
 def encode(frame: Frame) -> bytes:
     """One frame with its length in front."""
-    body: bytes = msgpack.packb(_FORMS[_KINDS[type(frame)]].values(frame))
+    body: bytes = _PACKER.pack(_FORM_OF[type(frame)].values(frame))
     return _LENGTH.pack(len(body)) + body
 
 
@@ -512,22 +521,30 @@ class Reader:
 
     def feed(self, data: bytes) -> Iterator[Frame]:
         """Add `data` and yield each frame that is complete. Errors as `decode`."""
-        self._buffer += data
-        start = 0
+        buffer = self._buffer
+        if buffer:
+            buffer += data
+        # Mostly all frames are whole, and the buffer stays empty.
+        whole = buffer or data
+        start, received = 0, len(whole)
         try:
-            while len(self._buffer) - start >= _LENGTH.size:
-                (size,) = _LENGTH.unpack_from(self._buffer, start)
+            while received - start >= _LENGTH.size:
+                (size,) = _LENGTH.unpack_from(whole, start)
                 if size > FRAME_MAX:
                     raise violation(f"a frame of {size} bytes")
-                end = start + _LENGTH.size + size
-                if len(self._buffer) < end:
+                first = start + _LENGTH.size
+                end = first + size
+                if received < end:
                     break
-                with memoryview(self._buffer) as view:  # a slice of the buffer would be a copy
-                    body = bytes(view[start + _LENGTH.size : end])
+                # A slice of the buffer would be a copy that is copied again.
+                body = bytes(memoryview(buffer)[first:end]) if whole is buffer else data[first:end]
                 start = end
                 yield decode(body)
         finally:
-            del self._buffer[:start]
+            if whole is buffer:
+                del buffer[:start]
+            else:
+                buffer += data[start:]
 
 
 # What a process may say of its own beginning.
