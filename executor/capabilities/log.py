@@ -36,7 +36,7 @@ class LogBook:
         """Keep one line, or count it as dropped. A level outside 0 to 3 is data and is clamped."""
         text = line.decode("utf-8", "replace")
         # Counted as it will travel: a byte that is not UTF-8 becomes a character of three.
-        size = len(text.encode())
+        size = len(line) if line.isascii() else len(text.encode())
         if (
             len(line) > abi.LOG_LINE_MAX
             or size > self._bytes_left

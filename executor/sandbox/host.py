@@ -43,8 +43,7 @@ I64_MAX: Final = 2**63 - 1
 _KEY: Final = re.compile(rb"[-/_=a-zA-Z0-9]+(?:\.[-/_=a-zA-Z0-9]+)*")
 
 Mediate = Callable[[Call], Answer]
-# A host function, with its arguments as the engine gives them: one tuple, never taken apart and put
-# together on the way.
+# A host function; its arguments stay the one tuple that was read from the engine.
 Act = Callable[[tuple[int, ...]], int | None]
 
 
@@ -57,7 +56,9 @@ class Attempt:
         "park_counted", "recent", "run", "unavailable", "used",
     )  # fmt: skip
 
-    def __init__(self, run: Run, machine: Machine, mediate: Mediate) -> None:
+    def __init__(
+        self, run: Run, machine: Machine, mediate: Mediate, recent: deque[tuple[str, int]]
+    ) -> None:
         self.run = run
         self.machine = machine
         self.memory: GuestMemory | None = None  # known once the start section has run
@@ -74,7 +75,7 @@ class Attempt:
         self.mediated = 0
         self.host_ns = 0
         self.host_ns_max = run.host_ms * 1_000_000
-        self.recent: deque[tuple[str, int]] = deque(maxlen=LAST_CALLS_MAX)
+        self.recent = recent
         self.unavailable = False
         self.used = 0
         self._mediate = mediate
@@ -170,14 +171,16 @@ class Host:
     def __init__(self, mediate: Mediate) -> None:
         self._mediate = mediate
         self._attempt: Attempt | None = None
+        self._recent: deque[tuple[str, int]] = deque(maxlen=LAST_CALLS_MAX)  # emptied, not remade
         self._memory: GuestMemory | None = None
 
     def begin(self, run: Run, machine: Machine) -> Attempt:
         """Open the slot. Errors  `Bug` if it is taken: one guest runs at a time."""
         if self._attempt is not None:
             raise Bug("two attempts at once")
-        self._attempt = Attempt(run, machine, self._mediate)
-        return self._attempt
+        self._recent.clear()
+        attempt = self._attempt = Attempt(run, machine, self._mediate, self._recent)
+        return attempt
 
     def memory_of(self, machine: Machine) -> GuestMemory:
         """The memory of the instance that runs now."""

@@ -71,16 +71,19 @@ def _drive(program: Program, machine: Machine, attempt: Attempt, host: Host) -> 
 
 def _done(attempt: Attempt, ended: Ended | None, *, memory_max: int, total_ns: int) -> Done:
     size = attempt.machine.size() if attempt.memory is not None else 0
-    why = _RESULT if ended is None else _why(attempt, ended, size, memory_max)
-    code, log = why.code, attempt.log
+    log, host_ns = attempt.log, attempt.host_ns
+    why, output, recent = _RESULT, b"", _NO_CALLS
+    if ended is None:
+        output = bytes(attempt.output)
+    else:
+        why, recent = _why(attempt, ended, size, memory_max), tuple(attempt.recent)
+    # By place: sixteen names would cost twice what the rest of this does.
     return Done(
-        seq=attempt.run.seq, code=code, message=why.message, transient=why.transient,
-        retry_after_ms=why.retry_after_ms, output=b"" if code else bytes(attempt.output),
-        logs=tuple(log.lines) if log else (), log_dropped=log.dropped if log else 0,
-        fuel_used=attempt.fuel_used(), memory_bytes=size,
-        guest_us=max(total_ns - attempt.host_ns, 0) // 1_000, host_us=attempt.host_ns // 1_000,
-        host_calls=attempt.calls, facts=why.facts,
-        last_calls=tuple(attempt.recent) if code else (), used=attempt.used,
+        attempt.run.seq, why.code, why.message, why.transient, why.retry_after_ms, output,
+        tuple(log.lines) if log else (), log.dropped if log else 0,
+        attempt.fuel_used(), size,
+        (total_ns - host_ns) // 1_000 if total_ns > host_ns else 0, host_ns // 1_000,
+        attempt.calls, why.facts, recent, attempt.used,
     )  # fmt: skip
 
 
@@ -93,6 +96,7 @@ class _Why(NamedTuple):
 
 
 _RESULT: Final = _Why()
+_NO_CALLS: Final[tuple[tuple[str, int], ...]] = ()
 
 
 def _why(attempt: Attempt, ended: Ended, size: int, memory_max: int) -> _Why:
