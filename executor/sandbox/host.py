@@ -184,10 +184,11 @@ class Host:
 
     def memory_of(self, machine: Machine) -> GuestMemory:
         """The memory of the instance that runs now."""
-        memory, locate = self._memory, machine.locate
+        memory = self._memory
         if memory is None:
-            memory = self._memory = GuestMemory(locate)
-        memory.locate = locate
+            memory = self._memory = GuestMemory(machine.locate)
+        else:
+            memory.begin(machine.locate)
         return memory
 
     def end(self) -> None:

@@ -1,8 +1,9 @@
 """Guest memory: the only file that touches it.
 
 Rules kept here and nowhere else: a pointer and a length are masked to u32; their sum is compared
-with the size in Python integers, which do not wrap; address and size are fetched anew on each use,
-because both change when the guest grows its memory; nothing is ever cut short.
+with the size in Python integers, which do not wrap; nothing is ever cut short. An instance's memory
+never moves (`memory_may_move` is off) and never shrinks, so what was inside when it was looked at
+last is inside now; a range beyond that is looked for anew before it is refused.
 """
 
 from __future__ import annotations
@@ -44,18 +45,30 @@ class BadPointer(Exception):  # noqa: N818 - an ending of an attempt, not an err
 class GuestMemory:
     """The memory of the instance that runs: `locate` gives its address and size in bytes, now."""
 
-    __slots__ = ("_all", "_place", "locate")
+    __slots__ = ("_all", "_locate", "_place", "_size")
 
     def __init__(self, locate: Locate) -> None:
-        self.locate = locate
-        # What was located last, and all of it: the next instance mostly lies in the same place.
         self._place = (0, 0)
         self._all = _NOTHING
+        self.begin(locate)
+
+    def begin(self, locate: Locate) -> None:
+        """From now on this is the memory of another instance."""
+        self._locate = locate
+        self._look()
+
+    def _look(self) -> None:
+        place = self._locate()
+        self._size = place[1]
+        if place != self._place:
+            # The next instance mostly lies in the same place.
+            self._all = _VIEW(*place, _WRITABLE) if place[1] else _NOTHING
+            self._place = place
 
     def range(self, pointer: int, length: int) -> memoryview:
         """The bytes of a range that lies wholly inside, to be read or written in this host call.
 
-        Never kept beyond it: memory moves and goes. Python bounds every use by the range itself.
+        Never kept beyond it: memory goes. Python bounds every use by the range itself.
 
         Shapes  two i32 as the engine gives them: signed and unchecked. An empty range may lie at
                 the very end, not behind it.
@@ -64,11 +77,9 @@ class GuestMemory:
         # Masked, not refused: a pointer above 2 GiB is legal and arrives negative.
         pointer &= U32_MASK
         length &= U32_MASK
-        place = self.locate()
-        if pointer + length > place[1]:
-            raise BadPointer(pointer=pointer, length=length, size=place[1])
-        if place != self._place:
-            # Another instance, or memory has grown since the last use.
-            self._all = _VIEW(*place, _WRITABLE) if place[1] else _NOTHING
-            self._place = place
-        return self._all[pointer : pointer + length]
+        end = pointer + length
+        if end > self._size:
+            self._look()  # it may have grown
+            if end > self._size:
+                raise BadPointer(pointer=pointer, length=length, size=self._size)
+        return self._all[pointer:end]

@@ -11,8 +11,7 @@ engine, settings, limits and checks, and leaves out the objects. Its rules:
   would raise it.
 * Errors and traps become the library's objects at once, which decode and free them.
 * An instance's addresses live as long as its machine: `close` removes them, and a use after it is
-  an AttributeError, not a read of freed memory. None is kept over a call of the guest: `locate`
-  asks the engine each time, and `memory.py` alone touches what is there.
+  an AttributeError, not a read of freed memory. `memory.py` alone touches what is there.
 
 Used on the versions below, and only where `warm.py` has seen that it ends attempts as the public
 API does.

@@ -79,7 +79,7 @@ def test_all_of_memory(lab: Lab, name: str) -> None:
 
 
 def test_memory_that_grew_is_seen_at_once(lab: Lab) -> None:
-    """Address and size are fetched anew: a range in the new pages is legal, and in its place."""
+    """Grown memory is looked for: a range in the new pages is legal, and in its place."""
     done = lab.run(
         '(func (export "run") (result i32)'
         "(call $output_write (i32.const 0) (i32.const 1)) (drop (memory.grow (i32.const 9)))"
@@ -136,16 +136,28 @@ def test_a_write_is_whole_or_not_at_all() -> None:
     assert buffer.raw == b".abc"
 
 
-def test_no_range_is_where_memory_was() -> None:
-    """Address and size are asked for at each use: moved memory is found where it is now."""
+def test_no_range_is_where_another_memory_was() -> None:
+    """Each instance is looked for when it begins: one in another place, or smaller, is itself."""
     first, second = (ctypes.create_string_buffer(text, 4) for text in (b"old.", b"new."))
-    places = [(ctypes.addressof(first), 4), (ctypes.addressof(second), 4),
-              (ctypes.addressof(second), 2)]  # fmt: skip
-    memory = GuestMemory(lambda: places[0])
+    memory = GuestMemory(lambda: (ctypes.addressof(first), 4))
     assert bytes(memory.range(0, 4)) == b"old."
-    del places[0]
+    memory.begin(lambda: (ctypes.addressof(second), 4))
     assert bytes(memory.range(0, 4)) == b"new."
-    del places[0]
+    memory.begin(lambda: (ctypes.addressof(second), 2))
     with pytest.raises(BadPointer):
         memory.range(0, 4)
     assert bytes(memory.range(0, 2)) == b"ne"
+
+
+def test_memory_grows_in_its_place(lab: Lab) -> None:
+    """What `memory.py` builds on: the address of an instance's memory stays, whatever its size."""
+    program, _ = lab.program(
+        '(module (memory (export "memory") 1) (func (export "run") (result i32)'
+        " (memory.grow (i32.const 500))))"
+    )
+    machine = program.machine(fuel=10_000, memory_bytes=501 * SIZE, table_elements=0)
+    machine.instantiate()
+    before = machine.locate()
+    assert machine.call("run") == 1
+    assert (before[1], machine.locate()) == (SIZE, (before[0], 501 * SIZE))
+    machine.close()
