@@ -18,9 +18,9 @@ SLOTS: Final = 2
 TABLES_A_MODULE: Final = 8  # the Store's own limit is lower
 TABLE_ELEMENTS_MAX: Final = 1_000_000
 MEMORY_MAX: Final = 1 << 32  # all that 32 bits address: the Store's own limit is lower
-# Zeroed by hand up to here, given back to the kernel beyond: a fault costs what zeroing 40 pages
-# does, and a small guest with its stack, its data and its input fits.
-KEEP_BYTES: Final = 256 * KIB
+# Zeroed by hand up to here, given back to the kernel beyond. A page fault costs as much as zeroing
+# dozens of pages; three times 64 KiB hold a small guest with its stack, its data and its input.
+KEEP_BYTES: Final = 192 * KIB
 
 _SIZES: Final = {
     "total_core_instances": SLOTS, "total_memories": SLOTS, "max_memories_per_module": 1,
