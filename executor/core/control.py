@@ -13,7 +13,7 @@ from typing import Final
 from executor.core import subjects
 from executor.core.access import ANY
 from executor.core.content import to_msgpack
-from executor.core.envelope import unpack
+from executor.core.fields import unpack
 from executor.errors import ExecutorError
 from executor.model import KIB
 

@@ -19,11 +19,27 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from operator import attrgetter
-from typing import Final
+from typing import Any, Final
 
 import msgpack
 
 from executor.core import subjects
+from executor.core.fields import (
+    COUNT,
+    DATA,
+    FLAG,
+    ITEMS_MAX,
+    LIST,
+    TEXT,
+    TEXT_MAX,
+    TIME,
+    Table,
+    check,
+    malformed,
+    rows,
+    texts,
+    unpack,
+)
 from executor.core.frames import LAST_CALLS_MAX
 from executor.core.signature import Proof
 from executor.errors import ExecutorError
@@ -59,13 +75,8 @@ SCHEDULE_NEXT: Final = "Nats-Schedule-Next"  # the server's, on what a schedule 
 _KEPT_HEADERS: Final = (TASK_ID, CONTENT_TYPE, TRACEPARENT, SCHEDULE_NEXT)
 _HEADER_MAX: Final = 256
 
-_INT_MAX: Final = 2**53
-_TIME_MAX: Final = 9_200_000_000_000  # 2261: beyond 2262 the server's clock overflows
 # What arrives among the tasks and only an executor may say.
 _EXECUTORS_OWN: Final = frozenset({"retry", "schedule"})
-_ITEMS_MAX: Final = 64
-# Holds a guest's message of 8 Ki characters, each of which may take four bytes.
-_TEXT_MAX: Final = 32 * KIB
 # An environment of 64 characters, `/`, and the longest subject: a kind and three tokens.
 _AUDIENCE_MAX: Final = 320
 
@@ -143,114 +154,6 @@ class Record:
     cause: str = ""  # of a degraded result: the code that a fallback stood in for
 
 
-def _malformed(detail: str) -> ExecutorError:
-    return ExecutorError("message.malformed", detail)
-
-
-class _OneMap:
-    """Hook for msgpack: builds one map, and stops the decoder at a second one."""
-
-    def __init__(self) -> None:
-        self._seen = False
-
-    def __call__(self, pairs: list[tuple[str, object]]) -> dict[str, object]:
-        if self._seen:
-            raise _malformed("nested maps")
-        self._seen = True
-        result = dict(pairs)
-        if len(result) != len(pairs):
-            raise _malformed("a duplicate key")
-        return result
-
-
-def unpack(data: bytes, *, lists: bool) -> dict[str, object]:
-    """The flat map in `data`; with `lists`, values may be lists of scalars or of short lists.
-
-    Errors  `message.malformed`. Bounds: limits are given to the decoder, so that
-    hostile bytes are refused before they become objects.
-    """
-    try:
-        value: object = msgpack.unpackb(
-            data, raw=False, use_list=True, strict_map_key=True, object_pairs_hook=_OneMap(),
-            max_str_len=_TEXT_MAX, max_bin_len=max(len(data), 1), max_map_len=_ITEMS_MAX,
-            max_array_len=_ITEMS_MAX if lists else 0, max_ext_len=0,
-        )  # fmt: skip
-    except ExecutorError:
-        raise
-    except Exception as error:  # the library raises a dozen types; all mean the same here
-        raise _malformed("the body is not a msgpack map") from error
-    if not isinstance(value, dict):
-        raise _malformed("the body is not a msgpack map")
-    return value
-
-
-class _Fields:
-    """Typed access to a decoded map; `done` refuses what nobody asked for."""
-
-    def __init__(self, values: dict[str, object]) -> None:
-        self._values = values  # taken apart
-
-    @property
-    def taken(self) -> bool:
-        """Whether nothing is left."""
-        return not self._values
-
-    def text(self, name: str, *, most: int = 256, default: str | None = None) -> str:
-        value = self._values.pop(name, default)
-        if not isinstance(value, str) or len(value) > most:
-            raise _malformed(f"`{name}` is missing or no text of at most {most} characters")
-        return value
-
-    def data(self, name: str, default: bytes | None = None) -> bytes:
-        value = self._values.pop(name, default)
-        if not isinstance(value, bytes):
-            raise _malformed(f"`{name}` is missing or not binary")
-        return value
-
-    def count(self, name: str, default: int | None = None) -> int:
-        value = self._values.pop(name, default)
-        if type(value) is not int or not 0 <= value < _INT_MAX:
-            raise _malformed(f"`{name}` is missing or no whole number from 0")
-        return value
-
-    def time(self, name: str) -> int:
-        value = self.count(name, 0)
-        if value > _TIME_MAX:
-            raise _malformed(f"`{name}` is no time in ms since 1970 before the year 2261")
-        return value
-
-    def flag(self, name: str) -> bool:
-        value = self._values.pop(name, False)
-        if not isinstance(value, bool):
-            raise _malformed(f"`{name}` is neither true nor false")
-        return value
-
-    def rows(self, name: str, *types: type) -> tuple[tuple[object, ...], ...]:
-        value = self._values.pop(name, [])
-        if not isinstance(value, list):
-            raise _malformed(f"`{name}` is not a list")
-        for row in value:
-            if not isinstance(row, list) or len(row) != len(types):
-                raise _malformed(f"`{name}` has a row of another shape")
-            # Not isinstance: true would pass for a number.
-            if not all(kind in {type(c), object} for c, kind in zip(row, types, strict=True)):
-                raise _malformed(f"`{name}` has a row of another type")
-        return tuple(map(tuple, value))
-
-    def texts(self, name: str) -> tuple[str, ...]:
-        value = self._values.pop(name, [])
-        if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-            raise _malformed(f"`{name}` is no list of texts")
-        return tuple(value)
-
-    def done(self) -> None:
-        if self._values:
-            raise _malformed(f"unknown field `{min(map(str, self._values))[:64]}`")
-
-
-_LIMITS: Final = ("fuel", "memory_bytes", "deadline_ms")
-
-
 def encode_task(request: TaskRequest, environment: str) -> bytes:
     """The body that asks for `request`, bound to its subject in `environment`."""
     subject = subjects.task(request.tenant, request.task)
@@ -269,45 +172,50 @@ def encode_task(request: TaskRequest, environment: str) -> bytes:
     return body
 
 
-def _check_head(fields: _Fields) -> tuple[str, int]:
-    version = fields.count("v")
-    known = f"this host reads versions {VERSIONS[0]} to {VERSIONS[-1]}"
-    if version not in VERSIONS:
+def _check_head(values: dict[str, Any]) -> tuple[str, int]:
+    version, typ = values.get("v"), values.get("typ")
+    if type(version) is not int or version not in VERSIONS:
+        known = f"this host reads versions {VERSIONS[0]} to {VERSIONS[-1]}"
         raise ExecutorError("message.version-unknown", known)
-    typ = fields.text("typ", most=16)
+    if not isinstance(typ, str) or len(typ) > 16:  # noqa: PLR2004
+        raise malformed("`typ` is missing or no text of at most 16 characters")
     if version == SIGNED and typ not in ("task", "retry"):
         raise ExecutorError("message.version-unknown", f"there is no {typ} of version {version}")
     return typ, version
 
 
+_LIMITS: Final = ("fuel", "memory_bytes", "deadline_ms")
+_TASK: Final[Table] = {
+    "v": COUNT, "typ": (str, 16), "aud": (str, _AUDIENCE_MAX), "id": (str, 64), "input": DATA,
+    "ct": TEXT, "fresh": FLAG, "expires_at": TIME, "not_before": TIME, "attempts_max": COUNT,
+    "trace": TEXT, **dict.fromkeys(_LIMITS, COUNT),
+}  # fmt: skip
+_TASK_NEEDED: Final = ("aud", "id", "input")
+_TASK_USUAL: Final = 5  # v, typ, and those; more is looked for
+
+
 def _task(
-    fields: _Fields, tenant: str, name: str, aud: str, input_max: int, submitted_at: int
+    values: dict[str, Any], tenant: str, name: str, aud: str, input_max: int, submitted_at: int
 ) -> TaskRequest:
-    claimed = fields.text("aud", most=_AUDIENCE_MAX)
-    if claimed != aud:
+    claimed = values.get("aud")
+    if isinstance(claimed, str) and claimed != aud:
         raise ExecutorError(
             "message.audience-mismatch", f"made for `{claimed[:128]}`, received on `{aud}`"
         )
-    task_id = fields.text("id", most=64)
+    check(values, _TASK, _TASK_NEEDED)
+    task_id, get = values["id"], values.get
     if not subjects.is_id(task_id):
-        raise _malformed("`id` is not of [A-Za-z0-9_-]{1,64} or begins with `_`")
-    data, content_type = fields.data("input"), fields.text("ct", default="")
-    fresh = fields.flag("fresh")
-    if fields.taken:  # as most are
-        request = TaskRequest(
-            tenant, name, TaskId(task_id), data, content_type, fresh=fresh,
-            submitted_at=submitted_at,
-        )  # fmt: skip
-        return _bounded(request, input_max)
+        raise malformed("`id` is not of [A-Za-z0-9_-]{1,64} or begins with `_`")
     request = TaskRequest(
-        tenant=tenant, task=name, id=TaskId(task_id), input=data,
-        content_type=content_type, fresh=fresh,
-        expires_at=fields.time("expires_at"), not_before=fields.time("not_before"),
-        attempts_max=fields.count("attempts_max", 0), trace=fields.text("trace", default=""),
-        limits=tuple((n, v) for n in _LIMITS if (v := fields.count(n, 0))),
+        tenant, name, TaskId(task_id), values["input"], get("ct", ""), fresh=get("fresh", False),
         submitted_at=submitted_at,
     )  # fmt: skip
-    fields.done()
+    if len(values) > _TASK_USUAL:
+        request = replace(
+            request, expires_at=get("expires_at", 0), not_before=get("not_before", 0),
+            attempts_max=get("attempts_max", 0), trace=get("trace", ""),
+            limits=tuple((n, v) for n in _LIMITS if (v := get(n, 0))),
+        )  # fmt: skip
     return _bounded(request, input_max)
 
 
@@ -317,11 +225,11 @@ def _raw(
 ) -> TaskRequest:  # fmt: skip
     task_id = headers[TASK_ID]
     if not subjects.is_id(task_id):
-        raise _malformed(f"`{TASK_ID}` is not of [A-Za-z0-9_-]{{1,64}} or begins with `_`")
+        raise malformed(f"`{TASK_ID}` is not of [A-Za-z0-9_-]{{1,64}} or begins with `_`")
     content_type, trace = headers.get(CONTENT_TYPE, ""), headers.get(TRACEPARENT, "")
     for header, value in ((CONTENT_TYPE, content_type), (TRACEPARENT, trace)):
         if len(value) > _HEADER_MAX or not value.isascii() or not value.isprintable():
-            raise _malformed(f"`{header}` is no printable text of at most {_HEADER_MAX} characters")
+            raise malformed(f"`{header}` is no printable text of at most {_HEADER_MAX} characters")
     request = TaskRequest(
         tenant=tenant, task=name, id=TaskId(task_id), input=body, content_type=content_type,
         trace=trace, raw=True, submitted_at=submitted_at,
@@ -354,17 +262,17 @@ def decode_task(
         _check_size(len(data), MESSAGE_MAX)
         return _raw(headers, data, tenant, name, input_max, submitted_at)
     _check_size(len(data), RETRY_MAX)
-    fields = _Fields(unpack(data, lists=False))
-    typ, version = _check_head(fields)
+    values = unpack(data, lists=False)
+    typ, version = _check_head(values)
     if typ in _EXECUTORS_OWN:
-        return _sealed(fields, typ, version)
+        return _sealed(values, typ, version)
     if typ != "task":
-        raise _malformed(f"`typ` is `{typ}` on a task subject")
+        raise malformed(f"`typ` is `{typ}` on a task subject")
     _check_size(len(data), MESSAGE_MAX)
     if version == SIGNED:
-        return _sealed(fields, typ, version)
+        return _sealed(values, typ, version)
     aud = subjects.audience(environment, subjects.task(tenant, name))
-    return _task(fields, tenant, name, aud, input_max, submitted_at)
+    return _task(values, tenant, name, aud, input_max, submitted_at)
 
 
 def decode_signed(
@@ -375,14 +283,14 @@ def decode_signed(
 
     Never `fresh`: who repeats its bytes would have it run again.
     """
-    fields = _Fields(unpack(sealed.payload, lists=False))
-    typ, version = _check_head(fields)
+    values = unpack(sealed.payload, lists=False)
+    typ, version = _check_head(values)
     if typ != "task" or version == SIGNED:
-        raise _malformed("a signed task that holds none")
+        raise malformed("a signed task that holds none")
     aud = subjects.audience(environment, subjects.task(tenant, name))
-    request = _task(fields, tenant, name, aud, input_max, submitted_at)
+    request = _task(values, tenant, name, aud, input_max, submitted_at)
     if request.id != sealed.id:
-        raise _malformed("a signed task of another id")
+        raise malformed("a signed task of another id")
     return replace(request, fresh=False, by=sealed.by)
 
 
@@ -402,26 +310,27 @@ def encode_sealed(sealed: Sealed) -> bytes:
     return body
 
 
-def _sealed(fields: _Fields, typ: str, version: int) -> Sealed:
+_SEALED: Final[Table] = {
+    "v": COUNT, "typ": (str, 16), "aud": (str, _AUDIENCE_MAX), "id": (str, 64), "by": (str, 64),
+    "iat": COUNT, "payload": DATA, "count": COUNT, "index": COUNT, "path": DATA, "sig": DATA,
+}  # fmt: skip
+_IN_SESSION: Final = _SEALED | {"session": DATA}  # type: ignore[operator]
+
+
+def _sealed(values: dict[str, Any], typ: str, version: int) -> Sealed:
     held = typ == "control" and version == WITH_SESSION
-    sealed = Sealed(
-        typ=typ, aud=fields.text("aud", most=_AUDIENCE_MAX), id=fields.text("id", most=64),
-        by=fields.text("by", most=64), iat=fields.count("iat"), payload=fields.data("payload"),
-        proof=Proof(
-            count=fields.count("count"), index=fields.count("index"),
-            path=fields.data("path"), signature=fields.data("sig"),
-        ),
-        version=version,
-        session=fields.data("session", b"") if held else b"",
+    check(values, _IN_SESSION if held else _SEALED, _SEALED)
+    proof = Proof(values["count"], values["index"], values["path"], values["sig"])
+    return Sealed(
+        typ, values["aud"], values["id"], values["by"], values["iat"], values["payload"], proof,
+        version, values.get("session", b""),
     )  # fmt: skip
-    fields.done()
-    return sealed
 
 
 def decode_sealed(data: bytes) -> Sealed:
     """The authenticated envelope in `data`, unproved. Errors  `message.*`."""
-    fields = _Fields(unpack(data, lists=False))
-    return _sealed(fields, *_check_head(fields))
+    values = unpack(data, lists=False)
+    return _sealed(values, *_check_head(values))
 
 
 def origin_of(delivery: Delivery) -> Origin:
@@ -456,6 +365,15 @@ def encode_retry(request: TaskRequest, origin: Origin) -> bytes:
     return payload
 
 
+_RETRY: Final[Table] = {
+    "attempt": COUNT, "crashes": COUNT, "not_before": COUNT, "submitted_at": COUNT,
+    "history": LIST, "origin": DATA, "origin_subject": TEXT, "origin_headers": LIST,
+    "origin_size": COUNT, "origin_sha256": TEXT,
+}  # fmt: skip
+_RETRY_3: Final[Table] = {**_RETRY, "of": (str, 64)}
+_RETRY_NEEDED: Final = ("attempt", "crashes", "not_before", "submitted_at")
+
+
 def decode_retry(
     sealed: Sealed, tenant: str, name: str, *, environment: str, input_max: int,
     opened: Callable[[Sealed, Origin, int], TaskRequest] | None = None,
@@ -465,14 +383,13 @@ def decode_retry(
     `opened`  opens what a schedule fired or a submitter signed, from its message and when that was
               stored.
     """
-    fields = _Fields(unpack(sealed.payload, lists=True))
-    attempt, crashes = fields.count("attempt"), fields.count("crashes")
-    not_before, submitted_at = fields.count("not_before"), fields.count("submitted_at")
-    history, origin = _read_history(fields), _read_origin(fields)
-    of = fields.text("of", most=64) if sealed.version >= SIGNED else ""
-    fields.done()
+    values = unpack(sealed.payload, lists=True)
+    check(values, _RETRY_3 if sealed.version >= SIGNED else _RETRY, _RETRY_NEEDED)
+    attempt, crashes, submitted_at = values["attempt"], values["crashes"], values["submitted_at"]
+    not_before, of = values["not_before"], values.get("of", "")
+    history, origin = _read_history(values.get("history")), _read_origin(values)
     if origin is None:
-        raise _malformed("a retry without the message it repeats")
+        raise malformed("a retry without the message it repeats")
     # Raw bodies were allowed when the task was first accepted; that decision stands.
     request = decode_task(
         origin.data, dict(origin.headers), tenant, name,
@@ -480,7 +397,7 @@ def decode_retry(
     )  # fmt: skip
     if isinstance(request, Sealed):
         if request.typ == "retry" or opened is None:
-            raise _malformed("a retry of a retry")
+            raise malformed("a retry of a retry")
         request = opened(request, origin, submitted_at)
     if request.id != (of or sealed.id):
         raise ExecutorError("message.audience-mismatch", "the retry is of another task id")
@@ -512,7 +429,7 @@ def encode_record(record: Record, version: int = VERSION) -> bytes:
     if record.code:
         values |= {
             "code": record.code, "message": record.message, "hint": record.hint,
-            "facts": record.facts[:_ITEMS_MAX], "logs": record.logs[-TAIL_LINES_MAX:],
+            "facts": record.facts[:ITEMS_MAX], "logs": record.logs[-TAIL_LINES_MAX:],
             "discarded_at": record.discarded_at,
         }  # fmt: skip
         if record.origin is not None:
@@ -521,7 +438,7 @@ def encode_record(record: Record, version: int = VERSION) -> bytes:
         values |= {"output": record.output, "ct": record.content_type, "degraded": record.degraded}
     if version > 1:
         values |= {
-            "limits": record.limits[:_ITEMS_MAX], "last_calls": record.last_calls[-LAST_CALLS_MAX:],
+            "limits": record.limits[:ITEMS_MAX], "last_calls": record.last_calls[-LAST_CALLS_MAX:],
             "signers": record.signers[:SIGNERS_MAX], "cause": record.cause,
         }  # fmt: skip
     # Empty values are left out: a record of the common case is a third of the size.
@@ -529,43 +446,47 @@ def encode_record(record: Record, version: int = VERSION) -> bytes:
     return payload
 
 
+_RECEIPT_TEXTS: Final = ("digest", "engine", "containment")
+_RECEIPT_EMPTY: Final = tuple("" if name in _RECEIPT_TEXTS else 0 for name in _RECEIPT)
+_RECORD: Final[Table] = {
+    **dict.fromkeys(_RECEIPT, COUNT), **dict.fromkeys(_RECEIPT_TEXTS, TEXT),
+    "task": (str, 64), "attempt": COUNT, "attempts_max": COUNT, "submitted_at": COUNT,
+    "finished_at": COUNT, "version": TEXT, "trace": TEXT, "history": LIST, "output": DATA,
+    "ct": TEXT, "degraded": FLAG, "code": (str, 64), "message": (str, TEXT_MAX),
+    "hint": (str, TEXT_MAX), "facts": LIST, "logs": LIST, "discarded_at": COUNT, "origin": DATA,
+    "origin_subject": TEXT, "origin_headers": LIST, "origin_size": COUNT, "origin_sha256": TEXT,
+}  # fmt: skip
+_RECORD_2: Final[Table] = {
+    **_RECORD, "limits": LIST, "last_calls": LIST, "signers": LIST, "cause": (str, 64),
+}  # fmt: skip
+_RECORD_NEEDED: Final = ("task",)
+
+
 def decode_record(typ: str, payload: bytes, version: int = VERSION) -> Record:
     """The record in a payload whose seal was checked. Errors  `message.malformed`."""
-    fields = _Fields(unpack(payload, lists=True))
-    receipt = Receipt(**{
-        name: fields.text(name, default="") if name in {"digest", "engine", "containment"}
-        else fields.count(name, 0)
-        for name in _RECEIPT
-    })  # type: ignore[arg-type]  # the names are the dataclass's own  # fmt: skip
-    facts = fields.rows("facts", str, object)
+    values = unpack(payload, lists=True)
+    check(values, _RECORD_2 if version > 1 else _RECORD, _RECORD_NEEDED)
+    get = values.get
+    code = get("code", "")
+    if (typ == "dead") != bool(code):
+        raise malformed(f"a `{typ}` that is none")
     record = Record(
-        task=fields.text("task", most=64), attempt=fields.count("attempt", 0),
-        attempts_max=fields.count("attempts_max", 0),
-        submitted_at=fields.count("submitted_at", 0), finished_at=fields.count("finished_at", 0),
-        receipt=receipt, version=fields.text("version", default=""),
-        trace=fields.text("trace", default=""), history=_read_history(fields),
-        output=fields.data("output", b""), content_type=fields.text("ct", default=""),
-        degraded=fields.flag("degraded"), code=fields.text("code", most=64, default=""),
-        message=fields.text("message", most=_TEXT_MAX, default=""),
-        hint=fields.text("hint", most=_TEXT_MAX, default=""),
-        facts=tuple((str(n), v if isinstance(v, int) else str(v)) for n, v in facts),
-        logs=tuple((_level(n), str(t)) for n, t in fields.rows("logs", int, str)),
-        origin=_read_origin(fields), discarded_at=fields.count("discarded_at", 0),
+        values["task"], get("attempt", 0), get("attempts_max", 0), get("submitted_at", 0),
+        get("finished_at", 0), Receipt(*map(get, _RECEIPT, _RECEIPT_EMPTY)), get("version", ""),
+        get("trace", ""), _read_history(get("history")), get("output", b""), get("ct", ""),
+        get("degraded", False), code,
+        limits=rows(get("limits"), "limits", str, int), cause=get("cause", ""),
+        last_calls=rows(get("last_calls"), "last_calls", str, int),
+        signers=texts(get("signers", ()), "signers"), discarded_at=get("discarded_at", 0),
     )  # fmt: skip
-    if version > 1:
-        record = replace(
-            record, limits=_pairs(fields, "limits"), last_calls=_pairs(fields, "last_calls"),
-            signers=fields.texts("signers"), cause=fields.text("cause", most=64, default=""),
-        )  # fmt: skip
-    fields.done()
-    if (typ == "dead") != bool(record.code):
-        raise _malformed(f"a `{typ}` that is none")
-    return record
-
-
-def _pairs(fields: _Fields, name: str) -> tuple[tuple[str, int], ...]:
-    rows = fields.rows(name, str, int)
-    return tuple((str(key), value) for key, value in rows if isinstance(value, int))
+    if not code:
+        return record
+    facts = rows(get("facts"), "facts", str, object)
+    return replace(
+        record, message=get("message", ""), hint=get("hint", ""), origin=_read_origin(values),
+        facts=tuple((name, v if isinstance(v, int) else str(v)) for name, v in facts),
+        logs=tuple((_level(n), text) for n, text in rows(get("logs"), "logs", int, str)),
+    )  # fmt: skip
 
 
 def _level(value: object) -> int:
@@ -576,9 +497,8 @@ def _history(history: Sequence[PastAttempt]) -> list[list[str | int]]:
     return [[past.attempt, past.code, past.at] for past in history[-HISTORY_MAX:]]
 
 
-def _read_history(fields: _Fields) -> tuple[PastAttempt, ...]:
-    rows = fields.rows("history", int, str, int)
-    return tuple(PastAttempt(*row) for row in rows)  # type: ignore[arg-type]  # rows checked them
+def _read_history(value: Any) -> tuple[PastAttempt, ...]:
+    return tuple(PastAttempt(*row) for row in rows(value, "history", int, str, int))
 
 
 def _origin_fields(origin: Origin) -> dict[str, object]:
@@ -588,12 +508,11 @@ def _origin_fields(origin: Origin) -> dict[str, object]:
     }  # fmt: skip
 
 
-def _read_origin(fields: _Fields) -> Origin | None:
-    subject = fields.text("origin_subject", default="")
-    headers = fields.rows("origin_headers", str, str)
+def _read_origin(values: dict[str, Any]) -> Origin | None:
+    get = values.get
+    subject = get("origin_subject", "")
+    headers = rows(get("origin_headers"), "origin_headers", str, str)
     origin = Origin(
-        subject=subject, data=fields.data("origin", b""),
-        headers=tuple((str(name), str(value)) for name, value in headers),
-        size=fields.count("origin_size", 0), sha256=fields.text("origin_sha256", default=""),
-    )  # fmt: skip
+        subject, get("origin", b""), headers, get("origin_size", 0), get("origin_sha256", "")
+    )
     return origin if subject else None

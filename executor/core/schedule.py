@@ -17,7 +17,8 @@ from typing import Final
 
 from executor.core.content import to_msgpack
 from executor.core.control import Value
-from executor.core.envelope import SCHEDULE_NEXT, Origin, Sealed, unpack
+from executor.core.envelope import SCHEDULE_NEXT, Origin, Sealed
+from executor.core.fields import unpack
 from executor.errors import ExecutorError
 from executor.model import TaskId, TaskRequest
 
@@ -88,7 +89,7 @@ def read(
         type(fields[field]) is not kind for field, kind in _FIELDS.items()
     ):
         raise ExecutorError("message.malformed", "not a firing of a schedule")
-    schedule = from_fields({"when": "", "zone": "", **fields})  # type: ignore[dict-item]  # checked
+    schedule = from_fields({"when": "", "zone": "", **fields})
     if len(schedule.input) > input_max:
         raise ExecutorError(
             "message.too-large", f"{len(schedule.input)} bytes of input, at most {input_max}"

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from executor.core import envelope, seal, signature, subjects
+from executor.core import envelope, fields, seal, signature, subjects
 from executor.core.envelope import Draft, Origin, Record
 from executor.core.schedule import Schedule
 from executor.model import Receipt, TaskId, TaskRequest
@@ -279,7 +279,7 @@ def test_a_discarded_letter_is_closed(site: Site) -> None:
             (found,) = (await at.call("export", "a")).objects()
             assert found["discarded_at"]
             body = base64.b64decode(found["original"]["base64"])
-            assert envelope.unpack(body, lists=False)["input"] == b"in"
+            assert fields.unpack(body, lists=False)["input"] == b"in"
 
     run(test())
 
