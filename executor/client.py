@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import secrets
 import threading
 import time
@@ -43,6 +44,10 @@ T = TypeVar("T")
 _LOOK_S: Final = 2.0
 # A cancellation is remembered for as long as a task may reasonably stay queued: a week.
 CANCEL_MS: Final = 7 * 24 * 3600 * 1000
+_ID_BYTES: Final = 13
+# Random ids made ahead: asking the kernel for each costs more than all else of a request.
+_ids: Final[list[str]] = []
+os.register_at_fork(after_in_child=_ids.clear)  # a child must not give out its parent's
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +115,15 @@ class TaskError(Exception):
         self.outcome = outcome
         message = f": {outcome.record.message}" if outcome.record.message else ""
         super().__init__(f"{outcome.code}{message}")
+
+
+def _random_id() -> str:
+    while True:
+        try:
+            return _ids.pop()
+        except IndexError:  # once in 64 times, or another thread has taken the last
+            many = secrets.token_hex(64 * _ID_BYTES)
+            _ids.extend(many[i : i + 2 * _ID_BYTES] for i in range(0, len(many), 2 * _ID_BYTES))
 
 
 def derived_id(tenant: str, task: str, key: str) -> str:
@@ -262,7 +276,7 @@ class Client:
         own = derived_id(self.tenant, task, key) if key is not None else id
         if own is not None and not subjects.is_id(own):
             raise ValueError("an id is of [A-Za-z0-9_-]{1,64} and does not begin with _")
-        task_id = TaskId(own if own is not None else secrets.token_hex(13))
+        task_id = TaskId(own if own is not None else _random_id())
         asked = (("fuel", fuel), ("memory_bytes", memory_bytes), ("deadline_ms", deadline_ms))
         return TaskRequest(
             tenant=self.tenant, task=task, id=task_id, input=data, content_type=content_type,

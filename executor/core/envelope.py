@@ -28,6 +28,7 @@ from executor.core.fields import (
     COUNT,
     DATA,
     FLAG,
+    INT_MAX,
     ITEMS_MAX,
     LIST,
     TEXT,
@@ -174,7 +175,9 @@ def encode_task(request: TaskRequest, environment: str) -> bytes:
 
 def _check_head(values: dict[str, Any]) -> tuple[str, int]:
     version, typ = values.get("v"), values.get("typ")
-    if type(version) is not int or version not in VERSIONS:
+    if type(version) is not int or not 0 <= version < INT_MAX:
+        raise malformed("`v` is missing or no whole number from 0")
+    if version not in VERSIONS:
         known = f"this host reads versions {VERSIONS[0]} to {VERSIONS[-1]}"
         raise ExecutorError("message.version-unknown", known)
     if not isinstance(typ, str) or len(typ) > 16:  # noqa: PLR2004
@@ -198,7 +201,7 @@ def _task(
     values: dict[str, Any], tenant: str, name: str, aud: str, input_max: int, submitted_at: int
 ) -> TaskRequest:
     claimed = values.get("aud")
-    if isinstance(claimed, str) and claimed != aud:
+    if isinstance(claimed, str) and claimed != aud and len(claimed) <= _AUDIENCE_MAX:
         raise ExecutorError(
             "message.audience-mismatch", f"made for `{claimed[:128]}`, received on `{aud}`"
         )

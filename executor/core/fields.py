@@ -84,6 +84,9 @@ def unpack(data: bytes, *, lists: bool) -> dict[str, Any]:
 
 def check(values: Mapping[str, Any], table: Table, needed: Collection[str]) -> None:
     """Refuse a map that is not as its table says, or lacks one of the `needed` fields."""
+    for name in needed:
+        if name not in values:
+            raise malformed(f"`{name}` is missing")
     for name, value in values.items():
         kind, most = table.get(name, _UNKNOWN)
         if type(value) is not kind:  # not isinstance: true would pass for a number
@@ -91,15 +94,14 @@ def check(values: Mapping[str, Any], table: Table, needed: Collection[str]) -> N
         size = value if kind is int else 0 if kind is bool else len(value)
         if not 0 <= size <= most:
             raise _unexpected(name, table)
-    for name in needed:
-        if name not in values:
-            raise malformed(f"`{name}` is missing")
 
 
 def _unexpected(name: str, table: Table) -> ExecutorError:
     if name not in table:
         return malformed(f"unknown field `{str(name)[:64]}`")
     kind, most = table[name]
+    if table[name] is TIME:
+        return malformed(f"`{name}` is no time in ms since 1970 before the year 2261")
     return malformed(f"`{name}` is no {kind.__name__} of at most {most}")
 
 

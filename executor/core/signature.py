@@ -52,6 +52,7 @@ _ED25519: Final = b"\x01"
 _PREAMBLE: Final = b"\x01\x01\x01"  # version 1, content type module, hash SHA-256
 _DOMAIN: Final = b"wasmsig" + _PREAMBLE
 _SIZE: Final = struct.Struct(">I")
+_IAT: Final = struct.Struct(">Iq")  # with its own size in front
 _BATCH_DOMAIN: Final = b"executor/batch/v1\0"
 _UNREADABLE: Final = (ValueError, TypeError, UnsupportedAlgorithm)
 
@@ -415,10 +416,11 @@ class Proof:
 
 def leaf(typ: str, aud: str, id: str, by: str, iat: int, payload: bytes) -> bytes:
     """Hash one envelope; `by` is the key id of the signer, `iat` in ms."""
-    fields = (typ.encode(), aud.encode(), id.encode(), by.encode(),
-              iat.to_bytes(8, "big", signed=True), payload)  # fmt: skip
-    sized = [part for field in fields for part in (_SIZE.pack(len(field)), field)]
-    return hashlib.sha256(b"".join((b"\0", *sized))).digest()
+    a, b, c, d, size = typ.encode(), aud.encode(), id.encode(), by.encode(), _SIZE.pack
+    return hashlib.sha256(b"".join((
+        b"\0", size(len(a)), a, size(len(b)), b, size(len(c)), c, size(len(d)), d,
+        _IAT.pack(8, iat), size(len(payload)), payload,
+    ))).digest()  # fmt: skip
 
 
 def sign_batch(key: SecretKey, leaves: Sequence[bytes]) -> tuple[Proof, ...]:

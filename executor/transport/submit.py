@@ -116,8 +116,9 @@ class Submitter:
             await self._room.wait()
 
     def _publish(self, submission: Submission, on_answer: Callable[[Answer], None]) -> None:
-        headers = dict(submission.headers or {})
-        headers.setdefault(_ID, secrets.token_hex(12))
+        headers = submission.headers or {}
+        if _ID not in headers:
+            headers = {**headers, _ID: secrets.token_hex(12)}
 
         def answered(answer: Answer) -> None:
             self._room.set()
