@@ -5,7 +5,8 @@ prove that a practice is kept. A row has `tests`, or says with `pending` what is
 both, the tests prove one part and `pending` names the other. A row that names a function means that
 every parameter of it passed: skipped is not passed.
 
-Only a run of the whole tree can judge; a run of a part just counts.
+Only a run of the whole tree can judge; a run of a part just counts. With several processes
+(pytest-xdist) the first of them judges: what the others collected and left out, it is told.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -30,6 +31,7 @@ IN_PART: Final = "in part"
 PENDING: Final = "pending"
 NOT_RUN: Final = "not run"
 BROKEN: Final = "broken"
+_LEFT_OUT: Final = "left out"
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +151,20 @@ class Keeper:
         for item in session.items:
             self._outcomes.collect(item.nodeid)
 
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, node: Any, ids: Sequence[str]) -> None:
+        """Note what will run, once: every process collects all."""
+        del node
+        if not self._outcomes.collected:
+            for node_id in ids:
+                self._files.add(node_id.partition("::")[0])
+                self._outcomes.collect(node_id)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """Note that another process was told to leave tests out."""
+        self._deselected |= getattr(node, "workeroutput", {}).get(_LEFT_OUT, True)
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Note what became of it."""
         self._outcomes.report(report.nodeid, report.when or "", report.outcome)
@@ -166,6 +182,9 @@ class Keeper:
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Fail a whole run in which a row's test did not pass."""
+        if hasattr(session.config, "workeroutput"):
+            session.config.workeroutput[_LEFT_OUT] = self._deselected
+            return
         if exitstatus not in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}:
             return
         if self.is_whole(session):

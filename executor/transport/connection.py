@@ -143,8 +143,7 @@ class Connection:
         Errors  `transport.disconnected` (no answer in time), `transport.stream-missing` (nobody
                 listens there), `transport.permission-denied`, `message.too-large`.
         """
-        if not subject or _UNSAFE.search(subject):
-            raise ExecutorError("transport.stream-missing", "not a subject", subject=subject)
+        check_subject(subject)
         self.check_size(payload, headers)
         future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
 
@@ -326,6 +325,12 @@ class Connection:
         if self._sender is not None:
             self._sender.cancel()
         await self._link.close()
+
+
+def check_subject(subject: str) -> None:
+    """Refuse what would end the control line: `transport.stream-missing`."""
+    if not subject or _UNSAFE.search(subject):
+        raise ExecutorError("transport.stream-missing", "not a subject", subject=subject)
 
 
 def nobody_listens(subject: str) -> ExecutorError:

@@ -84,7 +84,7 @@ class _Tls(TcpTransport):
 
 
 class _Client(Client):
-    """nats-py's client with five private methods mended (nats-py 2.16.0).
+    """nats-py's client with six private methods mended (nats-py 2.16.0).
 
     A submitter chooses the bytes of subject and headers. Where they are no UTF-8, or no headers at
     all, nats-py raises inside its read loop, which then ends without a word: connected, and deaf.
@@ -97,6 +97,9 @@ class _Client(Client):
 
     It writes a PING straight to the socket, past what is queued: the PONG then proves nothing of
     what was sent before (a refused subscription was not yet known, acks had not left).
+
+    Before it reconnects it waits for the old socket to take what is unsent, which one whose other
+    end stands still never does: neither connected, nor disconnected, for as long as that lasts.
     """
 
     def __init__(self, *, quick: bool, encrypted: bool = False) -> None:
@@ -122,6 +125,16 @@ class _Client(Client):
         if self._encrypted:
             bare, self._transport = self._transport, _Tls()  # type: ignore[no-untyped-call]
             vars(self._transport).update(vars(bare))
+
+    async def _attempt_reconnect(self) -> None:
+        self.abort()
+        await super()._attempt_reconnect()
+
+    def abort(self) -> None:
+        """End the socket, whatever it still holds."""
+        writer = getattr(self._transport, "_io_writer", None)
+        if writer is not None:
+            writer.transport.abort()
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:  # noqa: FBT001, FBT002
         # nats-py speaks in the clear with a server that says it has no TLS: whoever stands between
@@ -253,9 +266,13 @@ class Link:
             await connecting
         await self._discard(client)
 
-    async def _discard(self, client: Client) -> None:
-        with contextlib.suppress(asyncio.CancelledError, AssertionError, *_QUIET):
-            await client.close()
+    async def _discard(self, client: _Client) -> None:
+        try:
+            with contextlib.suppress(asyncio.CancelledError, AssertionError, *_QUIET):
+                async with asyncio.timeout(self.settings.connect_timeout_ms / 1000):
+                    await client.close()
+        finally:
+            client.abort()
 
     def _options(self) -> dict[str, Any]:
         settings = self.settings

@@ -232,6 +232,7 @@ class Pull:
         )
         self._flow = flow
         self._ask(at_least=1)
+        flow.heard = False  # the watch begins now, and so does the first heartbeat's time
 
     async def _end(self) -> None:
         flow, self._flow = self._flow, None

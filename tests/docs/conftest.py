@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import socket
-
 import pytest
+
+from tests.e2e import command
 
 
 @pytest.fixture
 def free_port() -> int:
     """A port that was free a moment ago, for a page that names one."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+    return command.free_port()

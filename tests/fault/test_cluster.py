@@ -44,7 +44,7 @@ async def clustered(
                 yield cluster, site
                 await load.stopped(site)
             except BaseException as error:
-                error.add_note(cluster.log())
+                error.add_note(f"{cluster.log()}\n{site.log()[-6_000:]}")
                 raise
 
 

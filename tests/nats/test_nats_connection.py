@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import nats.errors
@@ -19,6 +20,7 @@ from executor.transport.pull import Pull
 from executor.transport.server import PrivateServer
 from executor.transport.streams import TenantQueue
 from tests.servers import Events, NatsServer, connect, eventually, run
+from tests.support.proxy import Proxy
 
 ROLES = """
 authorization {
@@ -225,6 +227,26 @@ def test_subscriptions_and_requests_survive_a_restart(server: NatsServer) -> Non
         assert (await connection.api("INFO"))["streams"] == 0
 
     run(body())
+
+
+def test_a_half_open_connection_that_takes_nothing_more_is_left(server: NatsServer) -> None:
+    """What lies unsent in a socket whose other end stands still holds up no reconnect, no end."""
+
+    async def body() -> None:
+        async with Proxy(server) as proxy:
+            events = Events()
+            short = Settings(proxy.url, ping_s=0.2, connect_timeout_ms=500)
+            staying = await connect(proxy, events, short)
+            leaving = await connect(proxy, settings=replace(short, ping_s=60))
+            proxy.freeze()
+            for connection in (staying, leaving):
+                for _ in range(40):  # more than the kernel holds
+                    connection.send("ear", bytes(500_000))
+            await events.wait("reconnected")
+            assert (await staying.api("INFO"))["streams"] == 0
+            await leaving.close()
+
+    run(body(), bound_s=20)
 
 
 def test_an_event_sink_that_raises_stops_nothing(server: NatsServer) -> None:

@@ -374,3 +374,25 @@ def test_a_window_can_shrink_to_nothing_and_grow(server: NatsServer) -> None:
         await pull.stop()
 
     run(body())
+
+
+def test_a_flow_that_was_never_heard_is_given_up_after_two_heartbeats(
+    server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its request may have gone to a consumer's leader that stands still."""
+
+    async def body() -> None:
+        waits: list[float] = []
+
+        async def wait(_futures: object, *, timeout: float) -> None:  # noqa: ASYNC109 - as asyncio's
+            waits.append(timeout)
+
+        connection = await connect(server)
+        pull = Pull(connection, "acme", window=4, on_delivery=print, on_event=Events())
+        await pull._begin()
+        monkeypatch.setattr(asyncio, "wait", wait)
+        assert await pull._watch() == "heartbeats missed"
+        assert waits == [5.0, 5.0]
+        await pull.stop()
+
+    run(body())

@@ -19,6 +19,7 @@ from executor.transport.kv import TenantKv
 from executor.transport.objects import Objects
 from executor.transport.streams import TenantQueue
 from tests.servers import Events, NatsServer, connect, run, until
+from tests.support.proxy import Act, Proxy, is_publish
 
 
 async def _open(server: NatsServer, events: Events | None = None) -> Connection:
@@ -69,6 +70,32 @@ def test_a_record_that_was_written_over_is_found(server: NatsServer) -> None:
         await connection.store("result.acme.work.id11", b"true")
         last = await records.read_outcome(connection, "acme", "work", "id1")
         assert [message.body for message in last] == [b"forged", b"over it"]
+
+    run(body())
+
+
+@pytest.mark.parametrize("act", ["drop", 0.6])
+def test_a_replica_that_stands_still_delays_a_read_and_no_more(
+    server: NatsServer, act: Act
+) -> None:
+    """A question that is lost, or answered after the next one, is put again; nothing comes twice.
+
+    A cluster hands a third of all direct gets to a node that is cut off.
+    """
+
+    async def body() -> None:
+        direct = await _open(server)
+        for number in range(5):
+            await direct.store(f"dead.acme.work.id{number}", b"x")
+        async with Proxy(server) as proxy:
+            connection = await connect(proxy)
+            rule = proxy.on(is_publish("$JS.API.DIRECT.GET."), act, times=2)
+            (found,) = await records.read_outcome(connection, "acme", "work", "id3")
+            assert (found.sequence, rule.hits) == (4, 2)
+            rule = proxy.on(is_publish("$JS.API.DIRECT.GET."), act, times=1)
+            every = records.iterate(connection, "acme", "dead.acme.>", batch=2)
+            assert [record.sequence async for record in every] == [1, 2, 3, 4, 5]
+            assert rule.hits == 1
 
     run(body())
 

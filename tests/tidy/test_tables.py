@@ -160,6 +160,7 @@ def pytest_configure(config):
 GOOD, BAD, GONE = "test_small.py::test_good", "test_small.py::test_bad", "test_gone.py::test_it"
 
 
+@pytest.mark.parametrize("processes", [0, 2])
 @pytest.mark.parametrize(
     ("named", "chosen", "status", "said"),
     [
@@ -173,7 +174,7 @@ GOOD, BAD, GONE = "test_small.py::test_good", "test_small.py::test_bad", "test_g
     ],
 )
 def test_a_whole_run_is_held_to_the_tables(
-    tmp_path: Path, named: list[str], chosen: list[str], status: int, said: str
+    tmp_path: Path, named: list[str], chosen: list[str], status: int, said: str, processes: int
 ) -> None:
     """A run of everything fails for a row that does not hold; a run of a part does not judge."""
     (tmp_path / "tests" / "security").mkdir(parents=True)
@@ -190,7 +191,7 @@ def test_a_whole_run_is_held_to_the_tables(
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *chosen],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"-n{processes}", *chosen],
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
         check=False,
     )  # fmt: skip
