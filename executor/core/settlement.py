@@ -145,6 +145,17 @@ def before_running(
     return None
 
 
+def is_plain(request: TaskRequest, *, delivered: int) -> bool:
+    """Whether it needs neither: a fresh id's first hand-over, with no time to wait for or to meet.
+
+    As almost all are, which is why one look answers both.
+    """
+    return (
+        request.fresh and delivered == 1 and request.attempt == 1
+        and not (request.crashes or request.expires_at or request.not_before)
+    )  # fmt: skip
+
+
 def must_look_up(request: TaskRequest, *, delivered: int) -> bool:
     """Whether the id may have an outcome already: all but a fresh id's first hand-over."""
     return not (request.fresh and delivered == 1 and request.attempt == 1 and not request.crashes)

@@ -55,6 +55,7 @@ def task(tenant: str, name: str) -> str:
     return _prefix("task", tenant, name)[:-1]
 
 
+@functools.lru_cache(maxsize=256)
 def parse_task(subject: str) -> tuple[str, str] | None:
     """(tenant, task) of a `task.…` subject, or None."""
     parts = subject.split(".")

@@ -45,6 +45,10 @@ class Breakers:
     rules: BreakerRules = field(default_factory=BreakerRules)
     _known: dict[Name, Breaker] = field(default_factory=dict)
 
+    def __len__(self) -> int:
+        """How many names are known: none while nothing fails."""
+        return len(self._known)
+
     def wait_ms(self, *names: Name) -> tuple[Name | None, int]:
         """Which of these holds an attempt up that depends on them all, and for how long.
 
@@ -121,6 +125,9 @@ class Budgets:
     now_ms: Callable[[], int]
     rules: BudgetRules = field(default_factory=BudgetRules)
     _known: dict[Name, Budget] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self._known)
 
     def attempted(self, *names: Name) -> None:
         """A first attempt of what these stand for began."""

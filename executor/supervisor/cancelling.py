@@ -46,7 +46,7 @@ class Cancelling:
 
     def has(self, request: TaskRequest, now: int) -> bool:
         """Whether this task was cancelled."""
-        return self.cancels.has(request, now)
+        return bool(self.cancels) and self.cancels.has(request, now)
 
     def look_waiting(self, tenant: str, task: str, task_id: str) -> None:
         """Look for the id's schedules."""

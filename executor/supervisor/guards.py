@@ -53,6 +53,11 @@ class Guards:
     # Digest, tenant or `ANY` → code.
     quarantined: dict[tuple[Digest, str], str] = field(default_factory=dict)
 
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing is held up, and no failure is remembered: then nothing is asked here."""
+        return not (self.paused or self.quarantined or self.breakers or self.budgets)
+
     def is_paused(self, tenant: str, task: str) -> bool:
         """Whether an operator holds this task up."""
         return bool(self.paused) and (tenant, task) in self.paused

@@ -30,6 +30,8 @@ from executor.model import (
 )
 
 Facts = tuple[tuple[str, str | int], ...]
+# Of a job that has no module yet: made once, a job for each message is not.
+_ANY_LIMITS: Final = Limits()
 ModuleKey = NewType("ModuleKey", str)  # digest and granted functions: what is linked together
 
 
@@ -84,7 +86,7 @@ class Job:
     received_at: int  # ms
     lease_until: float  # loop time
     request: TaskRequest
-    limits: Limits = field(default_factory=Limits)
+    limits: Limits = _ANY_LIMITS
     admitted: Admitted | None = None
     seq: int = 0  # in the pool; 0 until dispatched
     queued_at: float = 0.0  # loop time, in the pool
@@ -93,7 +95,7 @@ class Job:
     started_at: float = 0.0  # loop time, as the status page said at its last call
     calls: dict[str, int] = field(default_factory=dict)  # mediated ones, by function
     # Mediated ones as in `frames.Done`: all that is known of a sandbox that was killed.
-    last_calls: deque[tuple[str, int]] = field(default_factory=lambda: deque(maxlen=LAST_CALLS_MAX))
+    last_calls: deque[tuple[str, int]] | None = None
     unavailable: str = ""  # the function whose service the mediator found down
     unavailable_ms: int = -1  # for how long yet, where its breaker knows
     stranded: int = 0  # sandboxes that died with it first in line and did not say who ran
@@ -119,8 +121,16 @@ class Job:
 
     def forget_calls(self) -> None:
         """Another run begins; a call of the one before may still be served, and notes its end."""
-        if self.last_calls:
+        self.last_calls = None
+
+    def noted_calls(self) -> deque[tuple[str, int]]:
+        """The last calls of this run, to be noted in: the job may have another run before one ends.
+
+        Most tasks make no such call.
+        """
+        if self.last_calls is None:
             self.last_calls = deque(maxlen=LAST_CALLS_MAX)
+        return self.last_calls
 
     @property
     def name(self) -> str:
@@ -177,4 +187,4 @@ def killed(job: Job, code: str, facts: Facts, engine: str, containment: str) -> 
         facts = (("deadline_ms", job.limits.deadline_ms), *facts[1:])
     receipt = _receipt(job, engine, containment, guest_us=elapsed_us)
     failure = Failure(code, "", facts=facts)
-    return Finished(failure, receipt, (), job.limits, tuple(job.last_calls))
+    return Finished(failure, receipt, (), job.limits, tuple(job.last_calls or ()))

@@ -24,6 +24,7 @@ from executor.core.settlement import (
     Rules,
     Settlement,
     before_running,
+    is_plain,
     must_look_up,
     settle,
 )
@@ -53,6 +54,8 @@ from executor.supervisor.usage import Usages
 from executor.telemetry import AttemptFacts, Telemetry
 
 _IdOf = tuple[str, str, str]  # tenant, task, id
+# Names of tasks come from whoever submits: more than so many are not remembered.
+_NAMES_MAX: Final = 1_000
 _CANCELLED: Final = "task.cancelled"
 
 
@@ -81,6 +84,8 @@ class Pipeline:
     now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
     jitter: Callable[[], float] = random.random
     settled: dict[str, int] = field(default_factory=dict)
+    # Tenant and task → the policy by which the tenant may ask for it.
+    _may: dict[tuple[str, str], policy.Policy] = field(default_factory=dict)
     _ids: dict[_IdOf, Job] = field(default_factory=dict)  # of those that are looked up
     _slow: dict[asyncio.Task[None], Job] = field(default_factory=dict)
     _draining: bool = False
@@ -146,12 +151,8 @@ class Pipeline:
         request, delivered = job.request, job.delivery.delivered
         if self.cancelling.has(request, job.received_at):
             raise ExecutorError(_CANCELLED)
-        ready = before_running(request, self.rules, now=job.received_at, delivered=delivered)
-        if ready is not None and ready.action is Action.RETRY:
-            self.settler.settle(job, ready, Finished(Result(b""), Receipt()))  # not before its time
-            return
-        if ready is not None:
-            self._settle(job, ready, Finished(Failure(ready.code), Receipt()))
+        plain = is_plain(request, delivered=delivered)
+        if not plain and self._before_running(job):
             return
         denied = self._denied(job)
         if denied is not None:
@@ -160,7 +161,7 @@ class Pipeline:
                 job.request = replace(request, id=TaskId(f"_{job.delivery.sequence}"))
             self._refuse(job, denied)
             return
-        look = must_look_up(request, delivered=delivered)
+        look = not plain and must_look_up(request, delivered=delivered)
         if look and self._follows(job):
             return
         known = self.registry.now(request.tenant, request.task)
@@ -174,13 +175,31 @@ class Pipeline:
         else:
             self._dispatch(job, known)
 
+    def _before_running(self, job: Job) -> bool:
+        """Whether it need not or must not run now, and was settled."""
+        ready = before_running(
+            job.request, self.rules, now=job.received_at, delivered=job.delivery.delivered
+        )
+        if ready is None:
+            return False
+        if ready.action is Action.RETRY:
+            self.settler.settle(job, ready, Finished(Result(b""), Receipt()))  # not before its time
+        else:
+            self._settle(job, ready, Finished(Failure(ready.code), Receipt()))
+        return True
+
     def _denied(self, job: Job) -> ExecutorError | None:
         """Step 6 for whoever asks, a look-up: `policy.submitter-denied`, or None."""
-        request = job.request
-        decision = self.trust.policy().access.may(
-            job.principal, "submit", request.tenant, request.task, job.signer
-        )
+        request, now = job.request, self.trust.policy()
+        name = (request.tenant, request.task)
+        if self._may.get(name) is now and not job.signer:
+            return None
+        decision = now.access.may(job.principal, "submit", *name, job.signer)
         if decision.allowed:
+            if not job.signer:
+                if len(self._may) >= _NAMES_MAX:
+                    self._may.clear()
+                self._may[name] = now
             return None
         return ExecutorError(
             "policy.submitter-denied", f"`{request.tenant}/{request.task}`: {decision.why}"
@@ -284,6 +303,9 @@ class Pipeline:
             self._start(job, self._slowly(job))
         elif isinstance(known, ExecutorError):
             self._refuse(job, known)
+        elif self.cancelling.has(job.request, self.now_ms()):
+            job.admitted = known
+            self._refuse(job, ExecutorError(_CANCELLED))
         else:
             self._dispatch(job, known)
 
@@ -297,10 +319,7 @@ class Pipeline:
             return
         job.admitted = admitted
         job.forget_calls()
-        if self.cancelling.has(job.request, self.now_ms()):
-            self._refuse(job, ExecutorError(_CANCELLED))
-            return
-        held_up = self.guards.held_up(job, admitted)
+        held_up = None if self.guards.quiet else self.guards.held_up(job, admitted)
         if held_up is not None:
             self.on_finished(job, Finished(held_up, Receipt()))
             return
