@@ -95,6 +95,13 @@ class Conversation:
         """The events in `data`. Errors  `sandbox.protocol-violation`."""
         for frame in self._reader.feed(data):
             match frame:
+                # Nothing is started after a failure.
+                case Done() if self._started:
+                    self._check_done(frame)
+                    yield frame
+                case Call() if self._started:
+                    self._check_call(frame)
+                    yield frame
                 case _ if self._failed:
                     raise violation(f"{type(frame).__name__} after its last word")
                 case Ready() if not self._started:
@@ -102,12 +109,6 @@ class Conversation:
                     yield frame
                 case Failed() if not self._started and frame.code in START_CODES:
                     self._failed = True
-                    yield frame
-                case Call() if self._started:
-                    self._check_call(frame)
-                    yield frame
-                case Done() if self._started:
-                    self._check_done(frame)
                     yield frame
                 case _:
                     raise violation(f"{type(frame).__name__} is not legal now")
@@ -129,7 +130,7 @@ class Conversation:
         self._call_open = True
 
     def _check_done(self, done: Done) -> None:
-        head = self.head
+        head = self._queue[0] if self._queue else None
         if head is None or done.seq != head.seq or self._call_open:
             raise violation("an end without its attempt")
         if done.code and done.code not in GUEST_CODES:

@@ -419,11 +419,14 @@ class _Form:
         self._types: Final = [int, *(bound[0] if bound else list for _, bound in plain)]
         numbers = [(place, bound[1:]) for place, bound in plain if bound and bound[0] is int]
         # Neighbours with the same bounds together: most of a frame are counts in a row.
-        self._numbers: Final = tuple(
-            (slice(row[0][0], row[-1][0] + 1), *row[0][1])
-            for _, rows in groupby(enumerate(numbers), lambda n: (n[1][0] - n[0], n[1][1]))
-            if (row := [number for _, number in rows])
+        rows = [
+            [number for _, number in row]
+            for _, row in groupby(enumerate(numbers), lambda n: (n[1][0] - n[0], n[1][1]))
+        ]
+        self._rows: Final = tuple(
+            (slice(row[0][0], row[-1][0] + 1), *row[0][1]) for row in rows if len(row) > 1
         )
+        self._numbers: Final = tuple((*row[0][:1], *row[0][1]) for row in rows if len(row) == 1)
         self._sizes: Final = tuple(
             (place, bound[2]) for place, bound in plain if bound and bound[0] in {str, bytes}
         )
@@ -445,7 +448,10 @@ class _Form:
             raise self._refused(next(
                 place for place, kind in enumerate(self._types) if type(values[place]) is not kind
             ))  # fmt: skip
-        for places, low, high in self._numbers:
+        for place, low, high in self._numbers:
+            if not low <= values[place] <= high:
+                raise self._refused(place)
+        for places, low, high in self._rows:
             for value in values[places]:
                 if not low <= value <= high:
                     raise self._refused(values.index(value, places.start))

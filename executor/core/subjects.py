@@ -79,6 +79,12 @@ def either(tenant: str, name: str, task_id: str) -> str:
     return "*" + _of_id("result", tenant, name, task_id).removeprefix("result")
 
 
+def terminal(kind: str, tenant: str, name: str, task_id: str) -> tuple[str, str]:
+    """Where a `result` or a `dead` letter is stored, and the filter that covers both."""
+    subject = _of_id(kind, tenant, name, task_id)
+    return subject, "*" + subject[len(kind) :]
+
+
 def parse_terminal(subject: str) -> tuple[str, str, str, str] | None:
     """(kind, tenant, task, id) of `result.…` or `dead.…`, also below `stored.`; else None."""
     parts = subject.removeprefix("stored.").split(".")

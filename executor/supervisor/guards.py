@@ -14,7 +14,7 @@ from executor.core import control, subjects
 from executor.core.access import ANY
 from executor.core.settlement import Action, Settlement
 from executor.errors import TABLE, Class
-from executor.model import Digest, Failure, Finished
+from executor.model import Digest, Failure, Finished, Result
 from executor.supervisor.breakers import Breakers, Budgets, Name
 from executor.supervisor.job import Admitted, Job
 
@@ -85,6 +85,8 @@ class Guards:
     def note(self, job: Job, finished: Finished, settlement: Settlement) -> int:
         """Learn from how an attempt ended; how many ms its retry has to wait beyond its own."""
         outcome, admitted, tenant = finished.outcome, job.admitted, job.request.tenant
+        if isinstance(outcome, Result) and not self.breakers:
+            return 0  # no failure is remembered that it could make up for
         code = outcome.code if isinstance(outcome, Failure) else ""
         if code in {"sandbox.start-failed", "sandbox.containment-missing"}:
             self.breakers.failed(sandboxes_of(tenant))

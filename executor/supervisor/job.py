@@ -145,24 +145,18 @@ def admitted_of(job: Job) -> Admitted:
     return job.admitted
 
 
-def _receipt(job: Job, engine: str, containment: str, **used: int) -> Receipt:
-    return Receipt(
-        digest=admitted_of(job).digest, input_bytes=len(job.request.input), engine=engine,
-        containment=containment, **used,
-    )  # fmt: skip
-
-
 def finished(job: Job, done: Done, engine: str, containment: str) -> Finished:
     """How an attempt ended that ended by itself."""
-    receipt = _receipt(
-        job, engine, containment, fuel_used=done.fuel_used, memory_peak_bytes=done.memory_bytes,
-        guest_us=done.guest_us, host_us=done.host_us, host_calls=done.host_calls,
-        output_bytes=len(done.output), log_lines=len(done.logs), log_dropped=done.log_dropped,
+    admitted, output = admitted_of(job), done.output
+    receipt = Receipt(
+        admitted.digest, done.fuel_used, done.memory_bytes, done.guest_us, done.host_us,
+        done.host_calls, len(job.request.input), len(output), len(done.logs), done.log_dropped,
+        engine, containment,
     )  # fmt: skip
-    logs = tuple(LogLine(level, text) for level, text in done.logs)
+    logs = tuple([LogLine(level, text) for level, text in done.logs]) if done.logs else ()
     if not done.code:
-        result = Result(done.output, admitted_of(job).manifest.output)
-        return Finished(result, receipt, logs, job.limits, used=done.used)
+        result = Result(output, admitted.manifest.output)
+        return Finished(result, receipt, logs, job.limits, (), done.used)
     code, message, after_ms = done.code, done.message, done.retry_after_ms
     if code == "capability.unavailable":
         code = "guest.failed"  # whether a service was down the mediator knows, not the sandbox
@@ -185,6 +179,9 @@ def killed(job: Job, code: str, facts: Facts, engine: str, containment: str) -> 
     elapsed_us = int((time.monotonic() - job.dispatched_at) * 1e6)
     if code == "limit.deadline-exceeded":
         facts = (("deadline_ms", job.limits.deadline_ms), *facts[1:])
-    receipt = _receipt(job, engine, containment, guest_us=elapsed_us)
+    receipt = Receipt(
+        digest=admitted_of(job).digest, guest_us=elapsed_us, input_bytes=len(job.request.input),
+        engine=engine, containment=containment,
+    )  # fmt: skip
     failure = Failure(code, "", facts=facts)
     return Finished(failure, receipt, (), job.limits, tuple(job.last_calls or ()))

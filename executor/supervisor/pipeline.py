@@ -27,6 +27,7 @@ from executor.core.settlement import (
     is_plain,
     must_look_up,
     settle,
+    settled,
 )
 from executor.errors import ExecutorError
 from executor.model import (
@@ -382,14 +383,21 @@ class Pipeline:
 
     def _finish(self, job: Job, finished: Finished) -> None:
         self.usage.note(job, finished)
-        cancelled = isinstance(finished.outcome, Failure) and finished.outcome.code == _CANCELLED
+        outcome = finished.outcome
+        if job.instead is None and isinstance(outcome, Result):
+            # Nothing waits for another attempt, and nothing stands in for it.
+            settlement = settled(job.request)
+            self.guards.note(job, finished, settlement)
+            self._settle(job, settlement, finished)
+            return
+        cancelled = isinstance(outcome, Failure) and outcome.code == _CANCELLED
         if job.instead is not None and not cancelled:
             # Learnt of its own module; what becomes of the task is not its to decide.
             self.guards.note(job, finished, Settlement(Action.NOTHING, job.request))
             self._end_fallback(job, finished, job.instead)
             return
         settlement = settle(
-            finished.outcome, job.request, self.rules, now=self.now_ms(), jitter=self.jitter()
+            outcome, job.request, self.rules, now=self.now_ms(), jitter=self.jitter()
         )
         owed_ms = self.guards.note(job, finished, settlement)
         if owed_ms:
@@ -442,7 +450,7 @@ class Pipeline:
     def _degrade(self, job: Job, first: Finished, finished: Finished) -> None:
         assert isinstance(first.outcome, Failure)
         job.degraded = first.outcome.code
-        self._settle(job, Settlement(Action.RESULT, job.request), finished)
+        self._settle(job, settled(job.request), finished)
 
     def _bug(self, job: Job, error: BaseException) -> None:
         """Our own mistake: a dead letter that says so, or silence if even that fails."""
@@ -464,7 +472,7 @@ class Pipeline:
                 received_at=job.received_at, ended_at=self.now_ms(),
                 settlement=settlement.action.value, calls=tuple(job.calls.items()),
             ))  # fmt: skip
-        else:
+        elif finished.logs:
             self.telemetry.guest_lines(job.request, finished.logs)
         if code != "ok":
             self.telemetry.log.event(
@@ -490,15 +498,19 @@ class Pipeline:
         job.settled = True
         self.leases.give_up(job)
         self.settled[what] = self.settled.get(what, 0) + 1
-        if self._ids.get(_id_of(job)) is job:
+        if self._ids and self._ids.get(_id_of(job)) is job:
             del self._ids[_id_of(job)]
-        for follower in job.followers:
+        if job.followers:
+            self._let_follow(job.followers)
+        if job.delivery.lease:
+            self.intake.completed(job.delivery.tenant)
+
+    def _let_follow(self, followers: list[Job]) -> None:
+        for follower in followers:
             if self._draining:
                 self._give_back(follower)
             elif not follower.settled and not follower.ended and not self._follows(follower):
                 self._start(follower, self._slowly(follower))
-        if job.delivery.lease:
-            self.intake.completed(job.delivery.tenant)
 
     def _lost(self, job: Job) -> None:
         """Its lease lapsed: the redelivery owns the task."""

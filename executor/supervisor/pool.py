@@ -200,12 +200,11 @@ class Pool:
     # Dispatching.
 
     def _pump_soon(self, delay_s: float = 0.0) -> None:
-        loop = asyncio.get_running_loop()
         if delay_s:
-            loop.call_later(delay_s, self._pump_soon)
+            asyncio.get_running_loop().call_later(delay_s, self._pump_soon)
         elif not self._pumping:
             self._pumping = True
-            loop.call_soon(self._pump)
+            asyncio.get_running_loop().call_soon(self._pump)
 
     def _pump(self) -> None:
         self._pumping = False
@@ -363,7 +362,11 @@ class Pool:
         done = _within(done, int((time.monotonic() - job.dispatched_at) * 1e6))
         self._learn(admitted.key, (done.guest_us + done.host_us) / 1e6, done.fuel_used)
         self.slots.shares.charge(job.request.tenant, done.fuel_used - job.charged)
-        self._after(sandbox)
+        if sandbox.retiring:
+            self._if_done(sandbox)
+        self._skip(sandbox)
+        if self._queues:
+            self._pump_soon()
         self.owner.on_finished(job, finished(job, done, sandbox.engine, sandbox.containment))
 
     def _learn(self, key: ModuleKey, seconds: float, fuel: int) -> None:
@@ -381,12 +384,6 @@ class Pool:
         keys = [key for s in self._sandboxes if s.tenant == tenant for key in s.modules]
         known = [self._means[key].seconds for key in keys if key in self._means]
         return max(known, default=0.0)
-
-    def _after(self, sandbox: SandboxProcess) -> None:
-        self._if_done(sandbox)
-        self._skip(sandbox)
-        if self._queues:
-            self._pump_soon()
 
     def _skip(self, sandbox: SandboxProcess) -> None:
         """End a sandbox whose turn it is to run what is over: cancelled, lost or given back.
