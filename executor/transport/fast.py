@@ -155,7 +155,7 @@ class Parser(parser.Parser):
 
 def encode_headers(headers: dict[str, str]) -> bytes:
     """Headers as they travel; a line break in a value is a space."""
-    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
     if lines.count("\n") != len(headers) or lines.count("\r") != len(headers):
         clean = {n.translate(_BREAKS): v.translate(_BREAKS) for n, v in headers.items()}
         lines = "".join(f"{name}: {value}\r\n" for name, value in clean.items())
@@ -166,18 +166,20 @@ def publish(
     client: Client, subject: str, payload: bytes, reply: str, headers: dict[str, str] | None
 ) -> None:
     """Add a publish to what `client` sends next; it must be connected."""
+    size = len(payload)
     if headers:
         block = encode_headers(headers)
-        size = len(block)
-        line = f"HPUB {subject} {reply} {size} {size + len(payload)}\r\n".encode()
+        whole = len(block) + size
+        line = f"HPUB {subject} {reply} {len(block)} {whole}\r\n".encode()
         client._pending += (line, block, payload, _CRLF)  # noqa: SLF001
     else:
-        size = 0
-        line = f"PUB {subject} {reply} {len(payload)}\r\n".encode()
-        client._pending += (line, payload, _CRLF)  # noqa: SLF001
-    client._pending_data_size += len(line) + size + len(payload) + 2  # noqa: SLF001
-    client.stats["out_msgs"] += 1
-    client.stats["out_bytes"] += len(payload)
+        whole = size
+        line = f"PUB {subject} {reply} {size}\r\n".encode()
+        client._pending += (line, payload, _CRLF) if size else (line, _CRLF)  # noqa: SLF001
+    client._pending_data_size += len(line) + whole + 2  # noqa: SLF001
+    stats = client.stats
+    stats["out_msgs"] += 1
+    stats["out_bytes"] += size
     queue = client._flush_queue  # noqa: SLF001 - its reader sends all that is pending, once a turn
     if queue is not None and queue.empty():
         queue.put_nowait(asyncio.get_running_loop().create_future())
