@@ -41,7 +41,7 @@ class Conversation:
     def __init__(self) -> None:
         self._reader = Reader()
         self._queue: deque[Run] = deque()
-        self._bytes = 0
+        self.outstanding_bytes = 0  # of inputs of the attempts that were sent and not ended
         self._started = False
         self._failed = False
         self._calls = 0
@@ -59,11 +59,6 @@ class Conversation:
         """How many attempts were sent and not ended."""
         return len(self._queue)
 
-    @property
-    def outstanding_bytes(self) -> int:
-        """Input bytes of the attempts that were sent and not ended."""
-        return self._bytes
-
     def pending(self) -> tuple[int, ...]:
         """Sequence numbers of the attempts that were sent and not ended, in order."""
         return tuple(run.seq for run in self._queue)
@@ -73,7 +68,7 @@ class Conversation:
         if self._queue and run.seq <= self._queue[-1].seq:
             raise RuntimeError("attempts must be numbered upwards")
         self._queue.append(run)
-        self._bytes += len(run.input)
+        self.outstanding_bytes += len(run.input)
         return encode(run)
 
     def answer(self, answer: Answer) -> bytes:
@@ -149,5 +144,5 @@ class Conversation:
             raise violation("more bytes of log than their limit")
         if done.last_calls and not done.code:
             raise violation("last calls of a result")
-        self._bytes -= len(self._queue.popleft().input)
+        self.outstanding_bytes -= len(self._queue.popleft().input)
         self._calls = self._said_bytes = self._told_bytes = 0

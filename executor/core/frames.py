@@ -412,8 +412,9 @@ class _Form:
         self.cls: Final = cls
         self.kind: Final = _KINDS[cls]
         names = _FIELD_NAMES[cls]
-        self._get: Final = attrgetter(*names)
-        self._single: Final = len(names) == 1
+        get = attrgetter(*names)
+        # A frame's fields; of one alone an attrgetter makes no tuple.
+        self.fields: Final = get if len(names) > 1 else lambda frame: (get(frame),)
         known = {check: _BOUNDS.get(check) for check in checks} | {_bool: (bool, 0, 0)}
         plain = [(place, known[check]) for place, check in enumerate(checks, 1)]
         self._types: Final = [int, *(bound[0] if bound else list for _, bound in plain)]
@@ -433,11 +434,6 @@ class _Form:
         self._lists: Final = tuple(
             (place, check) for place, check in enumerate(checks, 1) if not known[check]
         )
-
-    def values(self, frame: Frame) -> tuple[Any, ...]:
-        """A frame as it is packed."""
-        got = self._get(frame)
-        return (self.kind, got) if self._single else (self.kind, *got)
 
     def frame(self, values: list[Any]) -> Frame:
         """A frame as it was unpacked, every field checked. Errors  `sandbox.protocol-violation`."""
@@ -482,7 +478,8 @@ _PACKER: Final = msgpack.Packer()
 
 def encode(frame: Frame) -> bytes:
     """One frame with its length in front."""
-    body: bytes = _PACKER.pack(_FORM_OF[type(frame)].values(frame))
+    form = _FORM_OF[type(frame)]
+    body: bytes = _PACKER.pack((form.kind, *form.fields(frame)))
     return _LENGTH.pack(len(body)) + body
 
 

@@ -33,7 +33,7 @@ def _prefix(kind: str, tenant: str, name: str) -> str:
 
 
 def _of_id(kind: str, tenant: str, name: str, task_id: str) -> str:
-    if not is_token(task_id):
+    if _TOKEN.match(task_id) is None:
         raise ValueError(f"not a subject token: {task_id!r}")
     return _prefix(kind, tenant, name) + task_id
 

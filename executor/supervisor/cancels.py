@@ -18,9 +18,6 @@ class Cancels:
 
     _until: dict[tuple[str, str, str], int] = field(default_factory=dict)
 
-    def __len__(self) -> int:
-        return len(self._until)
-
     def announce(self, tenant: str, task: str, task_id: str, until: int) -> bool:
         """From now on and until then (ms) this id must not run; `task` may be `ANY_TASK`.
 

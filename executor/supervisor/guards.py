@@ -56,7 +56,7 @@ class Guards:
     @property
     def quiet(self) -> bool:
         """Whether nothing is held up, and no failure is remembered: then nothing is asked here."""
-        return not (self.paused or self.quarantined or self.breakers or self.budgets)
+        return not (self.paused or self.quarantined or self.breakers.known or self.budgets.known)
 
     def is_paused(self, tenant: str, task: str) -> bool:
         """Whether an operator holds this task up."""
@@ -85,7 +85,7 @@ class Guards:
     def note(self, job: Job, finished: Finished, settlement: Settlement) -> int:
         """Learn from how an attempt ended; how many ms its retry has to wait beyond its own."""
         outcome, admitted, tenant = finished.outcome, job.admitted, job.request.tenant
-        if isinstance(outcome, Result) and not self.breakers:
+        if isinstance(outcome, Result) and not self.breakers.known:
             return 0  # no failure is remembered that it could make up for
         code = outcome.code if isinstance(outcome, Failure) else ""
         if code in {"sandbox.start-failed", "sandbox.containment-missing"}:

@@ -38,7 +38,7 @@ class Leases:
 
     def until(self) -> float:
         """When a lease that begins now lapses."""
-        return now_s() + self.ack_wait_ms / 1000
+        return asyncio.get_running_loop().time() + self.ack_wait_ms / 1000
 
     def take(self, job: Job) -> None:
         """A delivery came to hand."""

@@ -47,7 +47,7 @@ from executor.supervisor.leases import Leases
 from executor.supervisor.mediator import Mediator
 from executor.supervisor.pool import Pool
 from executor.supervisor.ports import Intake, Outbox, Records, Trust
-from executor.supervisor.reading import Reading
+from executor.supervisor.reading import UNREAD, Reading
 from executor.supervisor.registry import Registry
 from executor.supervisor.schedules import Schedules
 from executor.supervisor.settling import Settler, as_failure
@@ -94,6 +94,7 @@ class Pipeline:
 
     def __post_init__(self) -> None:
         """Leases and cancellations end jobs of this pipeline."""
+        self.settler.on_settled = self.on_settled
         self.reading = Reading(self.environment, self.trust, self.telemetry)
         self.leases = Leases(self.ack_wait_ms, self.outbox, self._lost)
         self.cancelling = Cancelling(
@@ -118,22 +119,18 @@ class Pipeline:
             self.outbox.nak(delivery.lease)
             self.intake.completed(delivery.tenant)
             return
-        job = self.reading.job(delivery, self.now_ms(), self.leases.until())
+        job = Job(delivery, self.now_ms(), self.leases.until(), UNREAD)
         self.leases.take(job)
         try:
-            self._begin(job)
+            self.reading.decode(job)
+            if job.firing is None or self.schedules.has(job):
+                self._judge(job)
+            else:
+                self._start(job, self._unheard(job))
         except ExecutorError as error:
             self._refuse(job, error)
         except Exception as error:  # noqa: BLE001 - one message must not stop all others
             self._bug(job, error)
-
-    def _begin(self, job: Job) -> None:
-        """Steps 2 to 7, as far as they need not wait. Errors  what refuses the message."""
-        self.reading.decode(job)
-        if job.firing is None or self.schedules.has(job):
-            self._judge(job)
-        else:
-            self._start(job, self._unheard(job))
 
     async def _unheard(self, job: Job) -> None:
         """A firing of what this executor knows of no schedule: CONTROL has the last word."""
@@ -324,7 +321,8 @@ class Pipeline:
         if held_up is not None:
             self.on_finished(job, Finished(held_up, Receipt()))
             return
-        job.limits = policy.for_request(admitted.authority, job.request.limits)
+        asked, authority = job.request.limits, admitted.authority
+        job.limits = policy.for_request(authority, asked) if asked else authority.limits
         self.pool.dispatch(job)
 
     async def on_call(self, job: Job, call: Call) -> Answer:
@@ -358,10 +356,10 @@ class Pipeline:
         if parts is None:
             return
         # No lease: nothing was delivered, so nothing is acked.
-        job = self.reading.job(Delivery(
+        job = Job(Delivery(
             data=message.body, subject=subjects.task(*parts[:2]), tenant=parts[0], headers={},
             sequence=0, delivered=1, stored_at=message.stored_at_ms, lease="",
-        ), self.now_ms(), 0.0)  # fmt: skip
+        ), self.now_ms(), 0.0, UNREAD)  # fmt: skip
         try:
             self.reading.decode(job)
         except ExecutorError as error:

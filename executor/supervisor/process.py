@@ -188,12 +188,13 @@ class SandboxProcess(asyncio.Protocol):
         """Whether another input of `size` may be sent while at most `tasks` are outstanding."""
         if self._eof or self._cause is not None:
             return False
-        if not self._jobs:
+        jobs = self._jobs
+        if not jobs:
             return True
         return (
-            len(self._jobs) < tasks
+            len(jobs) < tasks
             and self._conversation.outstanding_bytes + size <= most_bytes
-            and not next(iter(self._jobs.values())).alone
+            and not next(iter(jobs.values())).alone
         )
 
     @property
@@ -234,9 +235,10 @@ class SandboxProcess(asyncio.Protocol):
 
     def run(self, job: Job, run: Run) -> None:
         """Send an attempt; what one loop turn sends travels in one write."""
-        if not self._jobs:
+        jobs = self._jobs
+        if not jobs:
             self._last_sign = time.monotonic()
-        self._jobs[run.seq] = job
+        jobs[run.seq] = job
         self.attempts += 1
         self._queue(self._conversation.run(run))
         seconds = job.limits.deadline_ms / 1000

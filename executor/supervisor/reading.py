@@ -26,7 +26,7 @@ _ATTACKS: Final = frozenset({"message.audience-mismatch", "policy.submitter-deni
 _SERVERS_OWN: Final = (b'{"stream":', b'{"type":"io.nats.', b'{"error":')
 _OUTCOMES: Final = frozenset({"result", "dead", "control", "audit"})
 # Of a job until its message is read.
-_UNREAD: Final = TaskRequest("", "", TaskId(""), b"")
+UNREAD: Final = TaskRequest("", "", TaskId(""), b"")
 
 
 def reflected(data: bytes) -> bool:
@@ -49,10 +49,6 @@ class Reading:
     environment: str
     trust: Trust
     telemetry: Telemetry
-
-    def job(self, delivery: Delivery, now: int, lease_until: float) -> Job:
-        """A job for a delivery that came to hand `now` (ms), to be decoded next."""
-        return Job(delivery, now, lease_until, _UNREAD)
 
     def decode(self, job: Job) -> None:
         """Fill in what the message asks for; what is refused goes by its place as id.
@@ -164,7 +160,7 @@ def _task_of(delivery: Delivery) -> str:
 def _name(job: Job) -> None:
     """Until it is decoded, a message has no id but its place in the stream."""
     delivery = job.delivery
-    if job.request is _UNREAD:
+    if job.request is UNREAD:
         job.request = TaskRequest(
             delivery.tenant, _task_of(delivery), TaskId(f"_{delivery.sequence}"), b"",
             submitted_at=delivery.stored_at,

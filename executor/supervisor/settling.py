@@ -60,8 +60,8 @@ class Settler:
     outbox: Outbox
     records: Records
     telemetry: Telemetry
-    on_settled: OnSettled
     now_ms: Callable[[], int]
+    on_settled: OnSettled = field(init=False)  # the pipeline's, which is made from this one
     version: int = envelope.VERSION  # the highest that is written
     publish_s: float = 30.0
     _waiting: list[tuple[Job, Draft, Callable[[bytes], Outgoing]]] = field(default_factory=list)
@@ -81,8 +81,10 @@ class Settler:
                 # It will not run: it comes when it expires, and not before its time should our
                 # clock be behind the server's.
                 request, at = replace(request, not_before=at), request.expires_at
-            draft = self._draft("retry", aud, task_id, envelope.encode_retry(request, job.origin),
-                                envelope.retry_version(request))  # fmt: skip
+            draft = Draft(
+                "retry", subjects.audience(self.environment, aud), task_id,
+                envelope.encode_retry(request, job.origin), envelope.retry_version(request),
+            )  # fmt: skip
             outgoing = functools.partial(
                 Outgoing, subjects.later(tenant, task, task_id, number),
                 # With the time: the sequences of a tenant that is made again begin anew.
@@ -95,16 +97,12 @@ class Settler:
             record = self._record(job, settlement, finished)
             version = min(envelope.record_version(record), self.version)
             payload = envelope.encode_record(record, version)
-            draft = self._draft(kind, subject, task_id, payload, version)
+            audience = subjects.audience(self.environment, subject)
+            draft = Draft(kind, audience, task_id, payload, version)
             outgoing = functools.partial(Outgoing, subject, once=once)
         if not self._waiting:
             asyncio.get_running_loop().call_soon(self._seal)
         self._waiting.append((job, draft, outgoing))
-
-    def _draft(
-        self, typ: str, subject: str, task_id: str, payload: bytes, version: int = 1
-    ) -> Draft:
-        return Draft(typ, subjects.audience(self.environment, subject), task_id, payload, version)
 
     def _record(self, job: Job, settlement: Settlement, finished: Finished) -> Record:
         request, outcome = settlement.request, finished.outcome

@@ -231,12 +231,15 @@ class Connection:
         """
         link, size = self._link, len(payload)
         client = link.client
-        if link.closing or self._queued_bytes + fast.pending(client) + size > BUFFER_MAX:
+        if (
+            link.quick and not self._queue and not self._paused and not link.closing
+            and fast.takes(client, size, BUFFER_MAX)
+        ):  # fmt: skip
+            fast.publish(client, subject, payload, reply, headers)
+        elif link.closing or self._queued_bytes + fast.pending(client) + size > BUFFER_MAX:
             self.event("error", {"what": "send queue full or closed", "subject": subject})
         elif size > client.max_payload:
             self.event("error", {"what": "too large", "subject": subject})
-        elif link.quick and not self._queue and not self._paused and client.is_connected:
-            fast.publish(client, subject, payload, reply, headers)
         else:
             self._queue.append((subject, payload, reply, headers))
             self._queued_bytes += size

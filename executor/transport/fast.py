@@ -24,6 +24,7 @@ VERSIONS: Final = frozenset({"2.16.0"})
 # A control line is two subjects and three numbers; what the server itself reads may have 4096.
 _LINE_MAX: Final = 16 * 1024
 _WORDS: Final = (4, 5)  # of MSG, without and with a reply
+_MESSAGES: Final = frozenset(b"MH")  # how their lines begin
 _CRLF: Final = b"\r\n"
 _STATUS_LINE: Final = b"NATS/1.0"
 # How the first line is told on: a header of that name would pass for the server's own word, such as
@@ -106,7 +107,7 @@ class Parser(parser.Parser):
         """Take what the socket had. Raises `ProtocolError`."""
         self.buf.extend(data)
         while len(self.buf) > self._needed:
-            if self.state != parser.AWAITING_CONTROL_LINE or self.buf[0] not in b"MH":
+            if self.state != parser.AWAITING_CONTROL_LINE or self.buf[0] not in _MESSAGES:
                 await super().parse()
                 return
             if not await self._messages():
@@ -115,12 +116,13 @@ class Parser(parser.Parser):
     async def _messages(self) -> bool:
         """Hand over the whole messages in front; False: the rest of one is to come."""
         data, place = bytes(self.buf), 0
+        received = len(data)
         self._needed = 0
         try:
-            while data[place : place + 1] in {b"M", b"H"}:
+            while place < received and data[place] in _MESSAGES:
                 line = data.find(_CRLF, place, place + _LINE_MAX)
                 if line < 0:
-                    if len(data) - place >= _LINE_MAX:
+                    if received - place >= _LINE_MAX:
                         raise nats.errors.ProtocolError
                     return False
                 words = data[place:line].split(b" ")
@@ -131,21 +133,22 @@ class Parser(parser.Parser):
                     raise nats.errors.ProtocolError
                 if len(words) not in _WORDS:
                     raise nats.errors.ProtocolError
-                begin, size = line + 2, int(words[-1])
-                end = begin + size
-                if end + 2 > len(data):
+                size = int(words[-1])
+                begin = line + 2 + head
+                end = line + 2 + size
+                if end + 2 > received:
                     self._needed = end + 1 - place
                     return False
                 if not 0 <= head <= size:
                     raise nats.errors.ProtocolError
                 sid, reply = int(words[2]), words[3] if len(words) == _WORDS[1] else b""
-                block, body = data[begin : begin + head], data[begin + head : end]
+                block, body = data[line + 2 : begin] if head else None, data[begin:end]
                 place = end + 2
                 deliver = self._deliver.get(sid)
                 if deliver is not None:
                     deliver(message(words[1], reply, body, block))
                 else:
-                    await self.nc._process_msg(sid, words[1], reply, body, block or None)  # noqa: SLF001
+                    await self.nc._process_msg(sid, words[1], reply, body, block)  # noqa: SLF001
         except (ValueError, IndexError):
             raise nats.errors.ProtocolError from None
         finally:
@@ -188,6 +191,15 @@ def publish(
 def pending(client: Client) -> int:
     """The bytes that wait to be sent."""
     return client._pending_data_size  # noqa: SLF001
+
+
+def takes(client: Client, size: int, most: int) -> bool:
+    """Whether a publish of `size` bytes goes out as it is, with at most `most` waiting."""
+    return (
+        client._status == Client.CONNECTED  # noqa: SLF001
+        and size <= client._max_payload  # noqa: SLF001
+        and client._pending_data_size + size <= most  # noqa: SLF001
+    )
 
 
 class _Ear:
