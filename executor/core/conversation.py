@@ -140,7 +140,7 @@ class Conversation:
         # A line is a call, whether it is kept or dropped.
         if len(done.logs) > head.log_lines or done.log_dropped > head.calls:
             raise violation("more lines of log than their limit")
-        if done.logs and sum(len(text.encode()) for _, text in done.logs) > head.log_bytes:
+        if done.logs and sum([len(text.encode()) for _, text in done.logs]) > head.log_bytes:
             raise violation("more bytes of log than their limit")
         if done.last_calls and not done.code:
             raise violation("last calls of a result")

@@ -106,7 +106,7 @@ class Job:
     firing: Firing | None = None  # the schedule it comes from, unless it is a retry
     signer: str = ""  # the principal that signed the request, `key:…`; "" if nobody did
     degraded: str = ""  # the code of the failure that its fallback took the place of
-    followers: list[Job] = field(default_factory=list)  # deliveries of the same id that wait
+    followers: tuple[Job, ...] = ()  # deliveries of the same id that wait
     first: Origin | None = None  # the submitter's message, where the delivery only carries it
 
     @property

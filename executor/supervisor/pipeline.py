@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -208,7 +208,7 @@ class Pipeline:
         first = self._ids.setdefault(_id_of(job), job)
         if first is job:
             return False
-        first.followers.append(job)
+        first.followers += (job,)
         return True
 
     def _refuse(self, job: Job, error: ExecutorError) -> None:
@@ -503,7 +503,7 @@ class Pipeline:
         if job.delivery.lease:
             self.intake.completed(job.delivery.tenant)
 
-    def _let_follow(self, followers: list[Job]) -> None:
+    def _let_follow(self, followers: Iterable[Job]) -> None:
         for follower in followers:
             if self._draining:
                 self._give_back(follower)

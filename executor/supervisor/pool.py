@@ -235,7 +235,7 @@ class Pool:
         best: SandboxProcess | None = None
         for sandbox in self._sandboxes:
             if (
-                sandbox.tenant == tenant and sandbox.ready and not sandbox.retiring
+                sandbox.ready and not sandbox.retiring and sandbox.tenant == tenant
                 and key in sandbox.modules and sandbox.has_room(window, size, WINDOW_BYTES)
                 and (best is None or sandbox.outstanding < best.outstanding)
             ):  # fmt: skip

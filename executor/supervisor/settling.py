@@ -99,7 +99,7 @@ class Settler:
             payload = envelope.encode_record(record, version)
             audience = subjects.audience(self.environment, subject)
             draft = Draft(kind, audience, task_id, payload, version)
-            outgoing = functools.partial(Outgoing, subject, once=once)
+            outgoing = functools.partial(_first_of, subject, once)
         if not self._waiting:
             asyncio.get_running_loop().call_soon(self._seal)
         self._waiting.append((job, draft, outgoing))
@@ -239,6 +239,10 @@ class Settler:
     async def close(self) -> None:
         """Wait for the looks that are under way."""
         await asyncio.gather(*self._looks, return_exceptions=True)
+
+
+def _first_of(subject: str, once: str, body: bytes) -> Outgoing:
+    return Outgoing(subject, body, {}, once)
 
 
 def _tail(finished: Finished) -> tuple[tuple[int, str], ...]:

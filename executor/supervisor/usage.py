@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from operator import attrgetter
+from operator import attrgetter, gt
 from typing import Final, Protocol
 
 from executor.core import abi, scopes
@@ -117,10 +117,10 @@ class Usages:
         for name in job.calls:
             mask |= abi.BITS[name]
         running.masks[mask] = running.masks.get(mask, 0) + 1
-        most = tuple(map(max, running.most, _most_of(finished.receipt)))
-        if most != running.most:
-            running.most = most
-            self._note_most(use, most)
+        used = _most_of(finished.receipt)
+        if any(map(gt, used, running.most)):
+            running.most = tuple(map(max, used, running.most))
+            self._note_most(use, running.most)
         self._changed.add(release.tenant)
         if running.shadow is not None:
             self._compare(job, running, finished.receipt)

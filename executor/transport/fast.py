@@ -70,6 +70,8 @@ def parse_headers(block: bytes) -> dict[str, str] | None:
     found: dict[str, str] = {}
     if first == _STATUS_LINE and rest.isascii():  # as almost all are
         for entry in rest.decode().split("\r\n"):
+            if not entry:
+                continue
             key, mark, said = entry.partition(":")
             key = key.strip()
             if mark and key not in _FIRST_LINE and len(key.split()) == 1:

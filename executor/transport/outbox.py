@@ -108,6 +108,7 @@ class Outbox:
         self._repeats = 0
         self._inbox = ""
         self._skip = 0
+        self._loop: asyncio.AbstractEventLoop  # to ask which one runs is a system call
         self._subscription: Subscription | None = None
         self._unlisten: list[Callable[[], None]] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -116,6 +117,7 @@ class Outbox:
 
     async def start(self) -> None:
         """Subscribe to the inbox of PubAcks."""
+        self._loop = asyncio.get_running_loop()
         self._inbox = self._connection.inbox()
         self._skip = len(self._inbox) + 1
         self._subscription = await self._connection.subscribe(f"{self._inbox}.*", self._on_answer)
@@ -170,7 +172,7 @@ class Outbox:
 
         (Plus half a sweep.) It never runs before `publish` returns.
         """
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         headers = wire_headers(outgoing)
         limit = self._connection.max_payload  # beyond it the server would hang up
         if outgoing.schedule_target:
