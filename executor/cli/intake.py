@@ -38,9 +38,9 @@ class Intake:
     alone: int  # held at once while one tenant has work
     shared: int  # while several have
     slots: int
-    on_delivery: Callable[[Delivery], None]
     on_event: Event
     mean_s: Callable[[str], float]
+    on_delivery: Callable[[Delivery], None] = field(init=False)  # set before the first tenant
     _sources: dict[str, _Source] = field(default_factory=dict)
     _timer: asyncio.TimerHandle | None = None
 

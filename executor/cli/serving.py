@@ -254,7 +254,6 @@ class Host:
             self.connection, alone=self.config.number("delivery.window"),
             shared=self.config.number("delivery.window_shared"),
             slots=self.config.number("sandbox.count"),
-            on_delivery=lambda delivery: self.pipeline.receive(delivery),  # noqa: PLW0108
             on_event=self._on_transport, mean_s=lambda name: self.pipeline.pool.mean_s(name),  # noqa: PLW0108
         )  # fmt: skip
         ports = Ports(
@@ -263,6 +262,7 @@ class Host:
         )  # fmt: skip
         self.pipeline = assemble(self.config, ports, key=self._key, telemetry=self.telemetry,
                                  zygote=self._zygote)  # fmt: skip
+        self._intake.on_delivery = self.pipeline.receive
         self.pipeline.now_ms = self._clock.now_ms
         self.pipeline.usage.under(self.config.policy, self._shadow)
         self._heartbeat = Heartbeat(

@@ -41,7 +41,7 @@ class Conversation:
     def __init__(self) -> None:
         self._reader = Reader()
         self._queue: deque[Run] = deque()
-        self._bytes = 0
+        self.outstanding_bytes = 0  # of inputs of the attempts that were sent and not ended
         self._started = False
         self._failed = False
         self._calls = 0
@@ -59,11 +59,6 @@ class Conversation:
         """How many attempts were sent and not ended."""
         return len(self._queue)
 
-    @property
-    def outstanding_bytes(self) -> int:
-        """Input bytes of the attempts that were sent and not ended."""
-        return self._bytes
-
     def pending(self) -> tuple[int, ...]:
         """Sequence numbers of the attempts that were sent and not ended, in order."""
         return tuple(run.seq for run in self._queue)
@@ -73,7 +68,7 @@ class Conversation:
         if self._queue and run.seq <= self._queue[-1].seq:
             raise RuntimeError("attempts must be numbered upwards")
         self._queue.append(run)
-        self._bytes += len(run.input)
+        self.outstanding_bytes += len(run.input)
         return encode(run)
 
     def answer(self, answer: Answer) -> bytes:
@@ -95,6 +90,13 @@ class Conversation:
         """The events in `data`. Errors  `sandbox.protocol-violation`."""
         for frame in self._reader.feed(data):
             match frame:
+                # Nothing is started after a failure.
+                case Done() if self._started:
+                    self._check_done(frame)
+                    yield frame
+                case Call() if self._started:
+                    self._check_call(frame)
+                    yield frame
                 case _ if self._failed:
                     raise violation(f"{type(frame).__name__} after its last word")
                 case Ready() if not self._started:
@@ -102,12 +104,6 @@ class Conversation:
                     yield frame
                 case Failed() if not self._started and frame.code in START_CODES:
                     self._failed = True
-                    yield frame
-                case Call() if self._started:
-                    self._check_call(frame)
-                    yield frame
-                case Done() if self._started:
-                    self._check_done(frame)
                     yield frame
                 case _:
                     raise violation(f"{type(frame).__name__} is not legal now")
@@ -129,7 +125,7 @@ class Conversation:
         self._call_open = True
 
     def _check_done(self, done: Done) -> None:
-        head = self.head
+        head = self._queue[0] if self._queue else None
         if head is None or done.seq != head.seq or self._call_open:
             raise violation("an end without its attempt")
         if done.code and done.code not in GUEST_CODES:
@@ -144,9 +140,9 @@ class Conversation:
         # A line is a call, whether it is kept or dropped.
         if len(done.logs) > head.log_lines or done.log_dropped > head.calls:
             raise violation("more lines of log than their limit")
-        if done.logs and sum(len(text.encode()) for _, text in done.logs) > head.log_bytes:
+        if done.logs and sum([len(text.encode()) for _, text in done.logs]) > head.log_bytes:
             raise violation("more bytes of log than their limit")
         if done.last_calls and not done.code:
             raise violation("last calls of a result")
-        self._bytes -= len(self._queue.popleft().input)
+        self.outstanding_bytes -= len(self._queue.popleft().input)
         self._calls = self._said_bytes = self._told_bytes = 0

@@ -218,7 +218,7 @@ Frame = (
 Check = Callable[[Any], bool]
 # Of a check of lists: how many values are in one at most, and how deep they nest.
 _EXTENTS: Final[dict[Check, tuple[int, int]]] = {}
-
+_ROWS: Final = 2  # deep: lists of plain values
 
 # Of the plain checks: the type, and the least and most of a number or the longest of the others.
 _BOUNDS: Final[dict[Check, tuple[type, int, int]]] = {}
@@ -260,14 +260,15 @@ def _list(count: int, *item: Check) -> Check:
     def check(value: Any) -> bool:
         if type(value) is not list or len(value) > count:
             return False
-        if len(item) == 1:
+        if not row:
             return all(map(item[0], value))
-        return all(
-            type(row) is list
-            and len(row) == len(item)
-            and all(ok(cell) for ok, cell in zip(item, row, strict=True))
-            for row in value
-        )
+        for cells in value:
+            if type(cells) is not list or len(cells) != len(item):
+                return False
+            for ok, cell in zip(item, cells, strict=True):
+                if not ok(cell):
+                    return False
+        return True
 
     inner = [_EXTENTS.get(ok, (1, 0)) for ok in item]
     row = len(item) > 1
@@ -405,6 +406,14 @@ _KINDS: Final = {cls: kind for kind, (cls, _) in enumerate(_FRAMES)}
 _FIELD_NAMES: Final = {cls: tuple(f.name for f in fields(cls)) for cls, _ in _FRAMES}
 
 
+def _freeze(value: Any) -> Any:
+    return tuple(map(_freeze, value)) if type(value) is list else value
+
+
+def _freeze_rows(rows: list[Any]) -> Any:
+    return tuple(map(tuple, rows))
+
+
 class _Form:
     """One kind of frame, its checks sorted by what they cost: a task meets two frames at least."""
 
@@ -412,29 +421,29 @@ class _Form:
         self.cls: Final = cls
         self.kind: Final = _KINDS[cls]
         names = _FIELD_NAMES[cls]
-        self._get: Final = attrgetter(*names)
-        self._single: Final = len(names) == 1
+        get = attrgetter(*names)
+        # A frame's fields; of one alone an attrgetter makes no tuple.
+        self.fields: Final = get if len(names) > 1 else lambda frame: (get(frame),)
         known = {check: _BOUNDS.get(check) for check in checks} | {_bool: (bool, 0, 0)}
         plain = [(place, known[check]) for place, check in enumerate(checks, 1)]
         self._types: Final = [int, *(bound[0] if bound else list for _, bound in plain)]
         numbers = [(place, bound[1:]) for place, bound in plain if bound and bound[0] is int]
         # Neighbours with the same bounds together: most of a frame are counts in a row.
-        self._numbers: Final = tuple(
-            (slice(row[0][0], row[-1][0] + 1), *row[0][1])
-            for _, rows in groupby(enumerate(numbers), lambda n: (n[1][0] - n[0], n[1][1]))
-            if (row := [number for _, number in rows])
+        rows = [
+            [number for _, number in row]
+            for _, row in groupby(enumerate(numbers), lambda n: (n[1][0] - n[0], n[1][1]))
+        ]
+        self._rows: Final = tuple(
+            (slice(row[0][0], row[-1][0] + 1), *row[0][1]) for row in rows if len(row) > 1
         )
+        self._numbers: Final = tuple((*row[0][:1], *row[0][1]) for row in rows if len(row) == 1)
         self._sizes: Final = tuple(
             (place, bound[2]) for place, bound in plain if bound and bound[0] in {str, bytes}
         )
         self._lists: Final = tuple(
-            (place, check) for place, check in enumerate(checks, 1) if not known[check]
-        )
-
-    def values(self, frame: Frame) -> tuple[Any, ...]:
-        """A frame as it is packed."""
-        got = self._get(frame)
-        return (self.kind, got) if self._single else (self.kind, *got)
+            (place, check, _freeze_rows if _EXTENTS[check][1] == _ROWS else _freeze)
+            for place, check in enumerate(checks, 1) if not known[check]
+        )  # fmt: skip
 
     def frame(self, values: list[Any]) -> Frame:
         """A frame as it was unpacked, every field checked. Errors  `sandbox.protocol-violation`."""
@@ -445,20 +454,24 @@ class _Form:
             raise self._refused(next(
                 place for place, kind in enumerate(self._types) if type(values[place]) is not kind
             ))  # fmt: skip
-        for places, low, high in self._numbers:
+        for place, low, high in self._numbers:
+            if not low <= values[place] <= high:
+                raise self._refused(place)
+        for places, low, high in self._rows:
             for value in values[places]:
                 if not low <= value <= high:
                     raise self._refused(values.index(value, places.start))
         for place, size in self._sizes:
             if len(values[place]) > size:
                 raise self._refused(place)
-        for place, check in self._lists:
-            if not values[place]:
+        for place, check, freeze in self._lists:
+            value = values[place]
+            if not value:
                 values[place] = ()
-            elif not check(values[place]):
+            elif not check(value):
                 raise self._refused(place)
             else:
-                values[place] = _freeze(values[place])
+                values[place] = freeze(value)
         frame: Frame = self.cls(*values[1:])
         return frame
 
@@ -476,12 +489,9 @@ _PACKER: Final = msgpack.Packer()
 
 def encode(frame: Frame) -> bytes:
     """One frame with its length in front."""
-    body: bytes = _PACKER.pack(_FORM_OF[type(frame)].values(frame))
+    form = _FORM_OF[type(frame)]
+    body: bytes = _PACKER.pack((form.kind, *form.fields(frame)))
     return _LENGTH.pack(len(body)) + body
-
-
-def _freeze(value: Any) -> Any:
-    return tuple(map(_freeze, value)) if type(value) is list else value
 
 
 def violation(detail: str) -> ExecutorError:

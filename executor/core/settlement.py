@@ -48,6 +48,9 @@ class Action(StrEnum):
     NOTHING = "nothing"
 
 
+_RESULT: Final = Action.RESULT  # an enum's members are looked up by a call
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
     """What policy says about one task's retries; `backoff_ms` is the least and the most, in ms."""
@@ -78,7 +81,7 @@ def settle(
 ) -> Settlement:
     """The row of the table that fits. `jitter` is in [0, 1); `now` in ms."""
     if isinstance(outcome, Result):
-        return Settlement(Action.RESULT, request)
+        return settled(request)
     klass = TABLE[outcome.code].klass
     if klass is Class.SILENT or klass is Class.NONE:
         return Settlement(Action.NOTHING, request)
@@ -100,9 +103,15 @@ def settle(
     return Settlement(Action.DEAD, ended, code=outcome.code)
 
 
+def settled(request: TaskRequest) -> Settlement:
+    """The table's first row: what has a result needs no rules."""
+    return Settlement(_RESULT, request)
+
+
 def attempts_max(request: TaskRequest, rules: Rules) -> int:
     """How many attempts this request has; a request only lowers what policy says."""
-    return min(request.attempts_max or rules.attempts_max, rules.attempts_max)
+    asked = request.attempts_max
+    return asked if 0 < asked < rules.attempts_max else rules.attempts_max
 
 
 def _put_off(failure: Failure, request: TaskRequest, now: int, jitter: float) -> int:
@@ -143,6 +152,17 @@ def before_running(
     if request.not_before > now:
         return Settlement(Action.RETRY, request, request.not_before - now)
     return None
+
+
+def is_plain(request: TaskRequest, *, delivered: int) -> bool:
+    """Whether it needs neither: a fresh id's first hand-over, with no time to wait for or to meet.
+
+    As almost all are, which is why one look answers both.
+    """
+    return (
+        request.fresh and delivered == 1 and request.attempt == 1
+        and not (request.crashes or request.expires_at or request.not_before)
+    )  # fmt: skip
 
 
 def must_look_up(request: TaskRequest, *, delivered: int) -> bool:

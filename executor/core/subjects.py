@@ -33,7 +33,7 @@ def _prefix(kind: str, tenant: str, name: str) -> str:
 
 
 def _of_id(kind: str, tenant: str, name: str, task_id: str) -> str:
-    if not is_token(task_id):
+    if _TOKEN.match(task_id) is None:
         raise ValueError(f"not a subject token: {task_id!r}")
     return _prefix(kind, tenant, name) + task_id
 
@@ -55,6 +55,7 @@ def task(tenant: str, name: str) -> str:
     return _prefix("task", tenant, name)[:-1]
 
 
+@functools.lru_cache(maxsize=256)
 def parse_task(subject: str) -> tuple[str, str] | None:
     """(tenant, task) of a `task.…` subject, or None."""
     parts = subject.split(".")
@@ -76,6 +77,12 @@ def dead(tenant: str, name: str, task_id: str) -> str:
 def either(tenant: str, name: str, task_id: str) -> str:
     """The filter that covers both terminal subjects of a task id."""
     return "*" + _of_id("result", tenant, name, task_id).removeprefix("result")
+
+
+def terminal(kind: str, tenant: str, name: str, task_id: str) -> tuple[str, str]:
+    """Where a `result` or a `dead` letter is stored, and the filter that covers both."""
+    subject = _of_id(kind, tenant, name, task_id)
+    return subject, "*" + subject[len(kind) :]
 
 
 def parse_terminal(subject: str) -> tuple[str, str, str, str] | None:

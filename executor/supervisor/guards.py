@@ -14,7 +14,7 @@ from executor.core import control, subjects
 from executor.core.access import ANY
 from executor.core.settlement import Action, Settlement
 from executor.errors import TABLE, Class
-from executor.model import Digest, Failure, Finished
+from executor.model import Digest, Failure, Finished, Result
 from executor.supervisor.breakers import Breakers, Budgets, Name
 from executor.supervisor.job import Admitted, Job
 
@@ -53,6 +53,11 @@ class Guards:
     # Digest, tenant or `ANY` → code.
     quarantined: dict[tuple[Digest, str], str] = field(default_factory=dict)
 
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing is held up, and no failure is remembered: then nothing is asked here."""
+        return not (self.paused or self.quarantined or self.breakers.known or self.budgets.known)
+
     def is_paused(self, tenant: str, task: str) -> bool:
         """Whether an operator holds this task up."""
         return bool(self.paused) and (tenant, task) in self.paused
@@ -80,6 +85,8 @@ class Guards:
     def note(self, job: Job, finished: Finished, settlement: Settlement) -> int:
         """Learn from how an attempt ended; how many ms its retry has to wait beyond its own."""
         outcome, admitted, tenant = finished.outcome, job.admitted, job.request.tenant
+        if isinstance(outcome, Result) and not self.breakers.known:
+            return 0  # no failure is remembered that it could make up for
         code = outcome.code if isinstance(outcome, Failure) else ""
         if code in {"sandbox.start-failed", "sandbox.containment-missing"}:
             self.breakers.failed(sandboxes_of(tenant))

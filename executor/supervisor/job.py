@@ -30,6 +30,8 @@ from executor.model import (
 )
 
 Facts = tuple[tuple[str, str | int], ...]
+# Of a job that has no module yet: made once, a job for each message is not.
+_ANY_LIMITS: Final = Limits()
 ModuleKey = NewType("ModuleKey", str)  # digest and granted functions: what is linked together
 
 
@@ -84,7 +86,7 @@ class Job:
     received_at: int  # ms
     lease_until: float  # loop time
     request: TaskRequest
-    limits: Limits = field(default_factory=Limits)
+    limits: Limits = _ANY_LIMITS
     admitted: Admitted | None = None
     seq: int = 0  # in the pool; 0 until dispatched
     queued_at: float = 0.0  # loop time, in the pool
@@ -93,7 +95,7 @@ class Job:
     started_at: float = 0.0  # loop time, as the status page said at its last call
     calls: dict[str, int] = field(default_factory=dict)  # mediated ones, by function
     # Mediated ones as in `frames.Done`: all that is known of a sandbox that was killed.
-    last_calls: deque[tuple[str, int]] = field(default_factory=lambda: deque(maxlen=LAST_CALLS_MAX))
+    last_calls: deque[tuple[str, int]] | None = None
     unavailable: str = ""  # the function whose service the mediator found down
     unavailable_ms: int = -1  # for how long yet, where its breaker knows
     stranded: int = 0  # sandboxes that died with it first in line and did not say who ran
@@ -104,7 +106,7 @@ class Job:
     firing: Firing | None = None  # the schedule it comes from, unless it is a retry
     signer: str = ""  # the principal that signed the request, `key:…`; "" if nobody did
     degraded: str = ""  # the code of the failure that its fallback took the place of
-    followers: list[Job] = field(default_factory=list)  # deliveries of the same id that wait
+    followers: tuple[Job, ...] = ()  # deliveries of the same id that wait
     first: Origin | None = None  # the submitter's message, where the delivery only carries it
 
     @property
@@ -119,8 +121,16 @@ class Job:
 
     def forget_calls(self) -> None:
         """Another run begins; a call of the one before may still be served, and notes its end."""
-        if self.last_calls:
+        self.last_calls = None
+
+    def noted_calls(self) -> deque[tuple[str, int]]:
+        """The last calls of this run, to be noted in: the job may have another run before one ends.
+
+        Most tasks make no such call.
+        """
+        if self.last_calls is None:
             self.last_calls = deque(maxlen=LAST_CALLS_MAX)
+        return self.last_calls
 
     @property
     def name(self) -> str:
@@ -135,24 +145,18 @@ def admitted_of(job: Job) -> Admitted:
     return job.admitted
 
 
-def _receipt(job: Job, engine: str, containment: str, **used: int) -> Receipt:
-    return Receipt(
-        digest=admitted_of(job).digest, input_bytes=len(job.request.input), engine=engine,
-        containment=containment, **used,
-    )  # fmt: skip
-
-
 def finished(job: Job, done: Done, engine: str, containment: str) -> Finished:
     """How an attempt ended that ended by itself."""
-    receipt = _receipt(
-        job, engine, containment, fuel_used=done.fuel_used, memory_peak_bytes=done.memory_bytes,
-        guest_us=done.guest_us, host_us=done.host_us, host_calls=done.host_calls,
-        output_bytes=len(done.output), log_lines=len(done.logs), log_dropped=done.log_dropped,
+    admitted, output = admitted_of(job), done.output
+    receipt = Receipt(
+        admitted.digest, done.fuel_used, done.memory_bytes, done.guest_us, done.host_us,
+        done.host_calls, len(job.request.input), len(output), len(done.logs), done.log_dropped,
+        engine, containment,
     )  # fmt: skip
-    logs = tuple(LogLine(level, text) for level, text in done.logs)
+    logs = tuple([LogLine(level, text) for level, text in done.logs]) if done.logs else ()
     if not done.code:
-        result = Result(done.output, admitted_of(job).manifest.output)
-        return Finished(result, receipt, logs, job.limits, used=done.used)
+        result = Result(output, admitted.manifest.output)
+        return Finished(result, receipt, logs, job.limits, (), done.used)
     code, message, after_ms = done.code, done.message, done.retry_after_ms
     if code == "capability.unavailable":
         code = "guest.failed"  # whether a service was down the mediator knows, not the sandbox
@@ -175,6 +179,9 @@ def killed(job: Job, code: str, facts: Facts, engine: str, containment: str) -> 
     elapsed_us = int((time.monotonic() - job.dispatched_at) * 1e6)
     if code == "limit.deadline-exceeded":
         facts = (("deadline_ms", job.limits.deadline_ms), *facts[1:])
-    receipt = _receipt(job, engine, containment, guest_us=elapsed_us)
+    receipt = Receipt(
+        digest=admitted_of(job).digest, guest_us=elapsed_us, input_bytes=len(job.request.input),
+        engine=engine, containment=containment,
+    )  # fmt: skip
     failure = Failure(code, "", facts=facts)
-    return Finished(failure, receipt, (), job.limits, tuple(job.last_calls))
+    return Finished(failure, receipt, (), job.limits, tuple(job.last_calls or ()))

@@ -35,10 +35,12 @@ class Leases:
     _held: dict[tuple[str, int], Job] = field(default_factory=dict)
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
     _renewal: asyncio.TimerHandle | None = None
+    # Once it has begun, the loop's own: to ask which loop runs is a system call.
+    _now_s: Callable[[], float] = now_s
 
     def until(self) -> float:
         """When a lease that begins now lapses."""
-        return now_s() + self.ack_wait_ms / 1000
+        return self._now_s() + self.ack_wait_ms / 1000
 
     def take(self, job: Job) -> None:
         """A delivery came to hand."""
@@ -73,9 +75,9 @@ class Leases:
 
     def start(self) -> None:
         """Begin to renew."""
-        self._renewal = asyncio.get_running_loop().call_later(
-            self.ack_wait_ms / 1000 / _RENEWALS, self._turn
-        )
+        loop = asyncio.get_running_loop()
+        self._now_s = loop.time
+        self._renewal = loop.call_later(self.ack_wait_ms / 1000 / _RENEWALS, self._turn)
 
     def stop(self) -> None:
         """Renew nothing any more."""

@@ -37,7 +37,7 @@ class Mediator:
     async def serve(self, job: Job, call: Call) -> Answer:
         """Re-check the grant, bound the arguments, act, answer."""
         job.calls[call.function] = job.calls.get(call.function, 0) + 1
-        calls = job.last_calls  # of this run: the job may have another one before this call ends
+        calls = job.noted_calls()
         calls.append((call.function, UNRETURNED))
         status, data = await self._act(job, call)
         calls[-1] = (call.function, min(status, 0))

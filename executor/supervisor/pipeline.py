@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -24,8 +24,10 @@ from executor.core.settlement import (
     Rules,
     Settlement,
     before_running,
+    is_plain,
     must_look_up,
     settle,
+    settled,
 )
 from executor.errors import ExecutorError
 from executor.model import (
@@ -45,7 +47,7 @@ from executor.supervisor.leases import Leases
 from executor.supervisor.mediator import Mediator
 from executor.supervisor.pool import Pool
 from executor.supervisor.ports import Intake, Outbox, Records, Trust
-from executor.supervisor.reading import Reading
+from executor.supervisor.reading import UNREAD, Reading
 from executor.supervisor.registry import Registry
 from executor.supervisor.schedules import Schedules
 from executor.supervisor.settling import Settler, as_failure
@@ -53,6 +55,8 @@ from executor.supervisor.usage import Usages
 from executor.telemetry import AttemptFacts, Telemetry
 
 _IdOf = tuple[str, str, str]  # tenant, task, id
+# Names of tasks come from whoever submits: more than so many are not remembered.
+_NAMES_MAX: Final = 1_000
 _CANCELLED: Final = "task.cancelled"
 
 
@@ -81,6 +85,8 @@ class Pipeline:
     now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
     jitter: Callable[[], float] = random.random
     settled: dict[str, int] = field(default_factory=dict)
+    # Tenant and task → the policy by which the tenant may ask for it.
+    _may: dict[tuple[str, str], policy.Policy] = field(default_factory=dict)
     _ids: dict[_IdOf, Job] = field(default_factory=dict)  # of those that are looked up
     _slow: dict[asyncio.Task[None], Job] = field(default_factory=dict)
     _draining: bool = False
@@ -88,6 +94,7 @@ class Pipeline:
 
     def __post_init__(self) -> None:
         """Leases and cancellations end jobs of this pipeline."""
+        self.settler.on_settled = self.on_settled
         self.reading = Reading(self.environment, self.trust, self.telemetry)
         self.leases = Leases(self.ack_wait_ms, self.outbox, self._lost)
         self.cancelling = Cancelling(
@@ -112,22 +119,18 @@ class Pipeline:
             self.outbox.nak(delivery.lease)
             self.intake.completed(delivery.tenant)
             return
-        job = self.reading.job(delivery, self.now_ms(), self.leases.until())
+        job = Job(delivery, self.now_ms(), self.leases.until(), UNREAD)
         self.leases.take(job)
         try:
-            self._begin(job)
+            self.reading.decode(job)
+            if job.firing is None or self.schedules.has(job):
+                self._judge(job)
+            else:
+                self._start(job, self._unheard(job))
         except ExecutorError as error:
             self._refuse(job, error)
         except Exception as error:  # noqa: BLE001 - one message must not stop all others
             self._bug(job, error)
-
-    def _begin(self, job: Job) -> None:
-        """Steps 2 to 7, as far as they need not wait. Errors  what refuses the message."""
-        self.reading.decode(job)
-        if job.firing is None or self.schedules.has(job):
-            self._judge(job)
-        else:
-            self._start(job, self._unheard(job))
 
     async def _unheard(self, job: Job) -> None:
         """A firing of what this executor knows of no schedule: CONTROL has the last word."""
@@ -146,12 +149,8 @@ class Pipeline:
         request, delivered = job.request, job.delivery.delivered
         if self.cancelling.has(request, job.received_at):
             raise ExecutorError(_CANCELLED)
-        ready = before_running(request, self.rules, now=job.received_at, delivered=delivered)
-        if ready is not None and ready.action is Action.RETRY:
-            self.settler.settle(job, ready, Finished(Result(b""), Receipt()))  # not before its time
-            return
-        if ready is not None:
-            self._settle(job, ready, Finished(Failure(ready.code), Receipt()))
+        plain = is_plain(request, delivered=delivered)
+        if not plain and self._before_running(job):
             return
         denied = self._denied(job)
         if denied is not None:
@@ -160,7 +159,7 @@ class Pipeline:
                 job.request = replace(request, id=TaskId(f"_{job.delivery.sequence}"))
             self._refuse(job, denied)
             return
-        look = must_look_up(request, delivered=delivered)
+        look = not plain and must_look_up(request, delivered=delivered)
         if look and self._follows(job):
             return
         known = self.registry.now(request.tenant, request.task)
@@ -174,13 +173,31 @@ class Pipeline:
         else:
             self._dispatch(job, known)
 
+    def _before_running(self, job: Job) -> bool:
+        """Whether it need not or must not run now, and was settled."""
+        ready = before_running(
+            job.request, self.rules, now=job.received_at, delivered=job.delivery.delivered
+        )
+        if ready is None:
+            return False
+        if ready.action is Action.RETRY:
+            self.settler.settle(job, ready, Finished(Result(b""), Receipt()))  # not before its time
+        else:
+            self._settle(job, ready, Finished(Failure(ready.code), Receipt()))
+        return True
+
     def _denied(self, job: Job) -> ExecutorError | None:
         """Step 6 for whoever asks, a look-up: `policy.submitter-denied`, or None."""
-        request = job.request
-        decision = self.trust.policy().access.may(
-            job.principal, "submit", request.tenant, request.task, job.signer
-        )
+        request, now = job.request, self.trust.policy()
+        name = (request.tenant, request.task)
+        if self._may.get(name) is now and not job.signer:
+            return None
+        decision = now.access.may(job.principal, "submit", *name, job.signer)
         if decision.allowed:
+            if not job.signer:
+                if len(self._may) >= _NAMES_MAX:
+                    self._may.clear()
+                self._may[name] = now
             return None
         return ExecutorError(
             "policy.submitter-denied", f"`{request.tenant}/{request.task}`: {decision.why}"
@@ -191,7 +208,7 @@ class Pipeline:
         first = self._ids.setdefault(_id_of(job), job)
         if first is job:
             return False
-        first.followers.append(job)
+        first.followers += (job,)
         return True
 
     def _refuse(self, job: Job, error: ExecutorError) -> None:
@@ -284,6 +301,9 @@ class Pipeline:
             self._start(job, self._slowly(job))
         elif isinstance(known, ExecutorError):
             self._refuse(job, known)
+        elif self.cancelling.has(job.request, self.now_ms()):
+            job.admitted = known
+            self._refuse(job, ExecutorError(_CANCELLED))
         else:
             self._dispatch(job, known)
 
@@ -297,14 +317,12 @@ class Pipeline:
             return
         job.admitted = admitted
         job.forget_calls()
-        if self.cancelling.has(job.request, self.now_ms()):
-            self._refuse(job, ExecutorError(_CANCELLED))
-            return
-        held_up = self.guards.held_up(job, admitted)
+        held_up = None if self.guards.quiet else self.guards.held_up(job, admitted)
         if held_up is not None:
             self.on_finished(job, Finished(held_up, Receipt()))
             return
-        job.limits = policy.for_request(admitted.authority, job.request.limits)
+        asked, authority = job.request.limits, admitted.authority
+        job.limits = policy.for_request(authority, asked) if asked else authority.limits
         self.pool.dispatch(job)
 
     async def on_call(self, job: Job, call: Call) -> Answer:
@@ -338,10 +356,10 @@ class Pipeline:
         if parts is None:
             return
         # No lease: nothing was delivered, so nothing is acked.
-        job = self.reading.job(Delivery(
+        job = Job(Delivery(
             data=message.body, subject=subjects.task(*parts[:2]), tenant=parts[0], headers={},
             sequence=0, delivered=1, stored_at=message.stored_at_ms, lease="",
-        ), self.now_ms(), 0.0)  # fmt: skip
+        ), self.now_ms(), 0.0, UNREAD)  # fmt: skip
         try:
             self.reading.decode(job)
         except ExecutorError as error:
@@ -363,14 +381,21 @@ class Pipeline:
 
     def _finish(self, job: Job, finished: Finished) -> None:
         self.usage.note(job, finished)
-        cancelled = isinstance(finished.outcome, Failure) and finished.outcome.code == _CANCELLED
+        outcome = finished.outcome
+        if job.instead is None and isinstance(outcome, Result):
+            # Nothing waits for another attempt, and nothing stands in for it.
+            settlement = settled(job.request)
+            self.guards.note(job, finished, settlement)
+            self._settle(job, settlement, finished)
+            return
+        cancelled = isinstance(outcome, Failure) and outcome.code == _CANCELLED
         if job.instead is not None and not cancelled:
             # Learnt of its own module; what becomes of the task is not its to decide.
             self.guards.note(job, finished, Settlement(Action.NOTHING, job.request))
             self._end_fallback(job, finished, job.instead)
             return
         settlement = settle(
-            finished.outcome, job.request, self.rules, now=self.now_ms(), jitter=self.jitter()
+            outcome, job.request, self.rules, now=self.now_ms(), jitter=self.jitter()
         )
         owed_ms = self.guards.note(job, finished, settlement)
         if owed_ms:
@@ -423,7 +448,7 @@ class Pipeline:
     def _degrade(self, job: Job, first: Finished, finished: Finished) -> None:
         assert isinstance(first.outcome, Failure)
         job.degraded = first.outcome.code
-        self._settle(job, Settlement(Action.RESULT, job.request), finished)
+        self._settle(job, settled(job.request), finished)
 
     def _bug(self, job: Job, error: BaseException) -> None:
         """Our own mistake: a dead letter that says so, or silence if even that fails."""
@@ -445,7 +470,7 @@ class Pipeline:
                 received_at=job.received_at, ended_at=self.now_ms(),
                 settlement=settlement.action.value, calls=tuple(job.calls.items()),
             ))  # fmt: skip
-        else:
+        elif finished.logs:
             self.telemetry.guest_lines(job.request, finished.logs)
         if code != "ok":
             self.telemetry.log.event(
@@ -471,15 +496,19 @@ class Pipeline:
         job.settled = True
         self.leases.give_up(job)
         self.settled[what] = self.settled.get(what, 0) + 1
-        if self._ids.get(_id_of(job)) is job:
+        if self._ids and self._ids.get(_id_of(job)) is job:
             del self._ids[_id_of(job)]
-        for follower in job.followers:
+        if job.followers:
+            self._let_follow(job.followers)
+        if job.delivery.lease:
+            self.intake.completed(job.delivery.tenant)
+
+    def _let_follow(self, followers: Iterable[Job]) -> None:
+        for follower in followers:
             if self._draining:
                 self._give_back(follower)
             elif not follower.settled and not follower.ended and not self._follows(follower):
                 self._start(follower, self._slowly(follower))
-        if job.delivery.lease:
-            self.intake.completed(job.delivery.tenant)
 
     def _lost(self, job: Job) -> None:
         """Its lease lapsed: the redelivery owns the task."""

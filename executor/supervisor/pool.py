@@ -16,7 +16,8 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from operator import attrgetter
 from typing import Final, Protocol
 
 from executor.core.fairness import AGE_FUEL
@@ -54,6 +55,8 @@ _MEANS_MAX: Final = 1_000
 _SECONDS_MIN: Final = 1e-6
 # What an attempt is charged before its module is known; corrected when it ends.
 _FUEL_GUESS: Final = 1e6
+# What a `Run` says of limits: all that is not said of its module and input, under the same names.
+_limits_of: Final = attrgetter(*[f.name for f in fields(Run)][3:])
 
 
 @dataclass(slots=True)
@@ -113,7 +116,8 @@ class Pool:
             queue = self._queues[tenant] = deque()
         job.queued_at = time.monotonic()
         queue.append(job)
-        self._pump_soon()
+        if not self._pumping:
+            self._pump_soon()
 
     def take_waiting(self) -> list[Job]:
         """Remove and return everything that was not yet sent to a sandbox."""
@@ -200,12 +204,11 @@ class Pool:
     # Dispatching.
 
     def _pump_soon(self, delay_s: float = 0.0) -> None:
-        loop = asyncio.get_running_loop()
         if delay_s:
-            loop.call_later(delay_s, self._pump_soon)
+            asyncio.get_running_loop().call_later(delay_s, self._pump_soon)
         elif not self._pumping:
             self._pumping = True
-            loop.call_soon(self._pump)
+            asyncio.get_running_loop().call_soon(self._pump)
 
     def _pump(self) -> None:
         self._pumping = False
@@ -232,7 +235,7 @@ class Pool:
         best: SandboxProcess | None = None
         for sandbox in self._sandboxes:
             if (
-                sandbox.tenant == tenant and sandbox.ready and not sandbox.retiring
+                sandbox.ready and not sandbox.retiring and sandbox.tenant == tenant
                 and key in sandbox.modules and sandbox.has_room(window, size, WINDOW_BYTES)
                 and (best is None or sandbox.outstanding < best.outstanding)
             ):  # fmt: skip
@@ -240,22 +243,16 @@ class Pool:
         return best
 
     def _send(self, sandbox: SandboxProcess, job: Job) -> None:
-        limits = job.limits
-        job.seq = self._next_seq
+        request, key = job.request, admitted_of(job).key
+        job.seq = seq = self._next_seq
         job.dispatched_at = time.monotonic()
         job.unavailable, job.unavailable_ms = "", -1
-        mean = self._means.get(admitted_of(job).key)
+        mean = self._means.get(key)
         job.charged = mean.fuel if mean else _FUEL_GUESS
-        self.slots.shares.charge(job.request.tenant, job.charged)
+        self.slots.shares.charge(request.tenant, job.charged)
         self._next_seq += 1
-        sandbox.run(job, Run(
-            seq=job.seq, module=sandbox.modules[admitted_of(job).key], input=job.request.input,
-            fuel=limits.fuel, memory_bytes=limits.memory_bytes,
-            table_elements=limits.table_elements, output_bytes=limits.output_bytes,
-            log_bytes=limits.log_bytes, log_lines=limits.log_lines, calls=limits.calls,
-            mediated_calls=limits.mediated_calls, call_bytes=limits.call_bytes,
-            host_ms=limits.host_ms,
-        ))  # fmt: skip
+        run = Run(seq, sandbox.modules[key], request.input, *_limits_of(job.limits))
+        sandbox.run(job, run)
         if sandbox.attempts >= self.attempts_per_sandbox_max:
             # Nobody waits for its slot, or it is told to leave: what it has it may end.
             sandbox.retiring = True
@@ -360,10 +357,16 @@ class Pool:
     def on_done(self, sandbox: SandboxProcess, job: Job, done: Done) -> None:
         """An attempt ended by itself."""
         admitted = admitted_of(job)
-        done = _within(done, int((time.monotonic() - job.dispatched_at) * 1e6))
+        elapsed_us = int((time.monotonic() - job.dispatched_at) * 1e6)
+        if done.guest_us + done.host_us > elapsed_us:
+            done = _within(done, elapsed_us)
         self._learn(admitted.key, (done.guest_us + done.host_us) / 1e6, done.fuel_used)
         self.slots.shares.charge(job.request.tenant, done.fuel_used - job.charged)
-        self._after(sandbox)
+        if sandbox.retiring:
+            self._if_done(sandbox)
+        self._skip(sandbox)
+        if self._queues and not self._pumping:
+            self._pump_soon()
         self.owner.on_finished(job, finished(job, done, sandbox.engine, sandbox.containment))
 
     def _learn(self, key: ModuleKey, seconds: float, fuel: int) -> None:
@@ -381,12 +384,6 @@ class Pool:
         keys = [key for s in self._sandboxes if s.tenant == tenant for key in s.modules]
         known = [self._means[key].seconds for key in keys if key in self._means]
         return max(known, default=0.0)
-
-    def _after(self, sandbox: SandboxProcess) -> None:
-        self._if_done(sandbox)
-        self._skip(sandbox)
-        if self._queues:
-            self._pump_soon()
 
     def _skip(self, sandbox: SandboxProcess) -> None:
         """End a sandbox whose turn it is to run what is over: cancelled, lost or given back.
@@ -444,8 +441,6 @@ class Pool:
 
 def _within(done: Done, elapsed_us: int) -> Done:
     """The end of an attempt, with no more time than went by since it was sent."""
-    if done.guest_us + done.host_us <= elapsed_us:
-        return done
     guest_us = min(done.guest_us, elapsed_us)
     return replace(done, guest_us=guest_us, host_us=min(done.host_us, elapsed_us - guest_us))
 

@@ -188,12 +188,13 @@ class SandboxProcess(asyncio.Protocol):
         """Whether another input of `size` may be sent while at most `tasks` are outstanding."""
         if self._eof or self._cause is not None:
             return False
-        if not self._jobs:
+        jobs = self._jobs
+        if not jobs:
             return True
         return (
-            len(self._jobs) < tasks
+            len(jobs) < tasks
             and self._conversation.outstanding_bytes + size <= most_bytes
-            and not next(iter(self._jobs.values())).alone
+            and not next(iter(jobs.values())).alone
         )
 
     @property
@@ -234,14 +235,15 @@ class SandboxProcess(asyncio.Protocol):
 
     def run(self, job: Job, run: Run) -> None:
         """Send an attempt; what one loop turn sends travels in one write."""
-        if not self._jobs:
+        jobs = self._jobs
+        if not jobs:
             self._last_sign = time.monotonic()
-        self._jobs[run.seq] = job
+        jobs[run.seq] = job
         self.attempts += 1
         self._queue(self._conversation.run(run))
-        due = time.monotonic() + job.limits.deadline_ms / 1000
-        if self._timer is None or due < self._timer_due:
-            self._arm(job.limits.deadline_ms / 1000)
+        seconds = job.limits.deadline_ms / 1000
+        if self._timer is None or time.monotonic() + seconds < self._timer_due:
+            self._arm(seconds)
 
     def answer(self, answer: Answer) -> None:
         """Answer the open call, unless its attempt is gone."""
@@ -292,6 +294,10 @@ class SandboxProcess(asyncio.Protocol):
 
     def _handle(self, frame: Ready | Failed | Call | Done) -> None:
         match frame:
+            case Done():
+                # The one sign of life: bytes and calls cost an attacker nothing.
+                self._last_sign = time.monotonic()
+                self.owner.on_done(self, self._jobs.pop(frame.seq), frame)
             case Ready():
                 self.layers, self.engine = frame.layers, frame.engine
                 self._disarm()
@@ -305,10 +311,6 @@ class SandboxProcess(asyncio.Protocol):
                 # What is about to die may run again: it must not act twice for that.
                 if self._cause is None:
                     self.owner.on_call(self, self._jobs[frame.seq], frame)
-            case Done():
-                # The one sign of life: bytes and calls cost an attacker nothing.
-                self._last_sign = time.monotonic()
-                self.owner.on_done(self, self._jobs.pop(frame.seq), frame)
 
     def _check_read(self) -> None:
         """Refuse who goes on while a part of its answer is still on our side, unread by anybody.

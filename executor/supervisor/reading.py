@@ -25,6 +25,8 @@ _ATTACKS: Final = frozenset({"message.audience-mismatch", "policy.submitter-deni
 # What the server says itself, and has put where somebody wanted it: acknowledgements and answers.
 _SERVERS_OWN: Final = (b'{"stream":', b'{"type":"io.nats.', b'{"error":')
 _OUTCOMES: Final = frozenset({"result", "dead", "control", "audit"})
+# Of a job until its message is read.
+UNREAD: Final = TaskRequest("", "", TaskId(""), b"")
 
 
 def reflected(data: bytes) -> bool:
@@ -48,28 +50,18 @@ class Reading:
     trust: Trust
     telemetry: Telemetry
 
-    def job(self, delivery: Delivery, now: int, lease_until: float) -> Job:
-        """A job for a delivery that came to hand `now` (ms), under its place as id."""
-        parsed = subjects.parse_task(delivery.subject)
-        task = parsed[1] if parsed and parsed[0] == delivery.tenant else "_"
-        return Job(
-            delivery=delivery, received_at=now, lease_until=lease_until,
-            # Until it is decoded, a message has no id but its place in the stream.
-            request=TaskRequest(
-                delivery.tenant, task, TaskId(f"_{delivery.sequence}"), b"",
-                submitted_at=delivery.stored_at,
-            ),
-        )  # fmt: skip
-
     def decode(self, job: Job) -> None:
-        """Fill in what the message asks for.
+        """Fill in what the message asks for; what is refused goes by its place as id.
 
         Errors  `message.*`, `policy.raw-body-refused`, `policy.submitter-denied`.
         """
         try:
             self._decode(job)
-        except ExecutorError as error:
-            if error.code in _ATTACKS or reflected(job.delivery.data):
+        except Exception as error:
+            _name(job)
+            if isinstance(error, ExecutorError) and (
+                error.code in _ATTACKS or reflected(job.delivery.data)
+            ):
                 self.telemetry.security_event(
                     "task-not-authentic", subject=job.delivery.subject,
                     sequence=job.delivery.sequence, reason=error.message,
@@ -77,7 +69,8 @@ class Reading:
             raise
 
     def _decode(self, job: Job) -> None:
-        delivery, tenant, task = job.delivery, job.request.tenant, job.request.task
+        delivery = job.delivery
+        tenant, task = delivery.tenant, _task_of(delivery)
         if task == "_":
             raise ExecutorError("message.malformed", f"the subject `{delivery.subject[:200]}`")
         policy_now = self.trust.policy()
@@ -92,7 +85,9 @@ class Reading:
             if signed:
                 raise ExecutorError("policy.submitter-denied", "the request is not signed")
             job.request = request
-        elif request.typ == "retry":
+            return
+        _name(job)
+        if request.typ == "retry":
             job.request, job.first = self._open_retry(job, request)
         elif request.typ == "task":
             job.request = self._open_signed(job, request, delivery.stored_at)
@@ -155,3 +150,18 @@ class Reading:
                 reason=error.reason,
             )  # fmt: skip
             raise ExecutorError("message.malformed", f"a {typ} {error.reason}") from error
+
+
+def _task_of(delivery: Delivery) -> str:
+    parsed = subjects.parse_task(delivery.subject)
+    return parsed[1] if parsed and parsed[0] == delivery.tenant else "_"
+
+
+def _name(job: Job) -> None:
+    """Until it is decoded, a message has no id but its place in the stream."""
+    delivery = job.delivery
+    if job.request is UNREAD:
+        job.request = TaskRequest(
+            delivery.tenant, _task_of(delivery), TaskId(f"_{delivery.sequence}"), b"",
+            submitted_at=delivery.stored_at,
+        )  # fmt: skip

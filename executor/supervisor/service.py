@@ -74,8 +74,6 @@ def assemble(
     settler = Settler(
         environment=config.text("host.environment"), key=key, rules=config.rules,
         trust=ports.trust, outbox=ports.outbox, records=ports.records, telemetry=telemetry,
-        # The two know each other: the names are looked up when they are called.
-        on_settled=lambda job, what: pipeline.on_settled(job, what),  # noqa: PLW0108
         now_ms=lambda: pipeline.now_ms(),  # noqa: PLW0108
         version=config.number("delivery.envelope_version"),
     )  # fmt: skip

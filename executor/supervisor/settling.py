@@ -60,8 +60,8 @@ class Settler:
     outbox: Outbox
     records: Records
     telemetry: Telemetry
-    on_settled: OnSettled
     now_ms: Callable[[], int]
+    on_settled: OnSettled = field(init=False)  # the pipeline's, which is made from this one
     version: int = envelope.VERSION  # the highest that is written
     publish_s: float = 30.0
     _waiting: list[tuple[Job, Draft, Callable[[bytes], Outgoing]]] = field(default_factory=list)
@@ -81,8 +81,10 @@ class Settler:
                 # It will not run: it comes when it expires, and not before its time should our
                 # clock be behind the server's.
                 request, at = replace(request, not_before=at), request.expires_at
-            draft = self._draft("retry", aud, task_id, envelope.encode_retry(request, job.origin),
-                                envelope.retry_version(request))  # fmt: skip
+            draft = Draft(
+                "retry", subjects.audience(self.environment, aud), task_id,
+                envelope.encode_retry(request, job.origin), envelope.retry_version(request),
+            )  # fmt: skip
             outgoing = functools.partial(
                 Outgoing, subjects.later(tenant, task, task_id, number),
                 # With the time: the sequences of a tenant that is made again begin anew.
@@ -90,44 +92,33 @@ class Settler:
                 schedule_at_ms=at, schedule_target=subjects.due(tenant, task),
             )  # fmt: skip
         else:
-            kind = settlement.action.value
-            subject = (subjects.result if kind == "result" else subjects.dead)(
-                tenant, task, task_id
-            )
+            kind = "result" if settlement.action is Action.RESULT else "dead"
+            subject, once = subjects.terminal(kind, tenant, task, task_id)
             record = self._record(job, settlement, finished)
             version = min(envelope.record_version(record), self.version)
             payload = envelope.encode_record(record, version)
-            draft = self._draft(kind, subject, task_id, payload, version)
-            once = subjects.either(tenant, task, task_id)
-            outgoing = functools.partial(Outgoing, subject, once=once)
+            audience = subjects.audience(self.environment, subject)
+            draft = Draft(kind, audience, task_id, payload, version)
+            outgoing = functools.partial(_first_of, subject, once)
         if not self._waiting:
             asyncio.get_running_loop().call_soon(self._seal)
         self._waiting.append((job, draft, outgoing))
 
-    def _draft(
-        self, typ: str, subject: str, task_id: str, payload: bytes, version: int = 1
-    ) -> Draft:
-        return Draft(typ, subjects.audience(self.environment, subject), task_id, payload, version)
-
     def _record(self, job: Job, settlement: Settlement, finished: Finished) -> Record:
         request, outcome = settlement.request, finished.outcome
-        make = functools.partial(
-            Record, task=request.task, attempt=request.attempt,
-            attempts_max=attempts_max(request, self.rules), submitted_at=request.submitted_at,
-            finished_at=self.now_ms(), receipt=finished.receipt,
-            version=job.admitted.release.version if job.admitted else "", trace=request.trace,
-            history=request.history,
+        # What every record says, in its order.
+        head = (
+            request.task, request.attempt, attempts_max(request, self.rules), request.submitted_at,
+            self.now_ms(), finished.receipt, job.admitted.release.version if job.admitted else "",
+            request.trace, request.history,
         )  # fmt: skip
         if isinstance(outcome, Result):
-            return make(
-                output=outcome.output,
-                content_type=outcome.content_type,
-                degraded=bool(job.degraded),
-                cause=job.degraded,
+            return Record(
+                *head, outcome.output, outcome.content_type, bool(job.degraded), cause=job.degraded
             )
         limits = asdict(finished.limits) if finished.limits else {}
-        return make(
-            code=settlement.code or outcome.code, message=outcome.message,
+        return Record(
+            *head, code=settlement.code or outcome.code, message=outcome.message,
             hint=outcome.hint or TABLE[outcome.code].hint, facts=outcome.facts,
             logs=_tail(finished), origin=job.origin, limits=tuple(limits.items()),
             last_calls=finished.last_calls,
@@ -150,12 +141,10 @@ class Settler:
         if job.settled:
             return  # the lease was lost meanwhile: the redelivery owns the task
 
-        def on_answer(answer: Answer) -> None:
-            self._answered(job, outgoing, answer, looks)
-
+        on_answer = functools.partial(self._answered, job, outgoing, looks)
         self.outbox.publish(outgoing, on_answer, self.publish_s)
 
-    def _answered(self, job: Job, outgoing: Outgoing, answer: Answer, looks: int) -> None:
+    def _answered(self, job: Job, outgoing: Outgoing, looks: int, answer: Answer) -> None:
         if job.settled:
             return
         if isinstance(answer, Stored):
@@ -250,6 +239,10 @@ class Settler:
     async def close(self) -> None:
         """Wait for the looks that are under way."""
         await asyncio.gather(*self._looks, return_exceptions=True)
+
+
+def _first_of(subject: str, once: str, body: bytes) -> Outgoing:
+    return Outgoing(subject, body, {}, once)
 
 
 def _tail(finished: Finished) -> tuple[tuple[int, str], ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import attrgetter, gt
 from typing import Final, Protocol
 
 from executor.core import abi, scopes
@@ -26,6 +27,7 @@ _MOST: Final = (
     ("fuel", "fuel_used"), ("memory_bytes", "memory_peak_bytes"), ("calls", "host_calls"),
     ("input_bytes", "input_bytes"), ("output_bytes", "output_bytes"), ("log_lines", "log_lines"),
 )  # fmt: skip
+_most_of: Final = attrgetter(*(of_receipt for _, of_receipt in _MOST))
 _MEDIATED: Final = sum(abi.BITS[f.name] for f in abi.FUNCTIONS.values() if f.mediated)
 
 
@@ -57,6 +59,7 @@ class _Running:
     use: TaskUse
     masks: dict[int, int] = field(default_factory=dict)  # functions called → runs
     shadow: Authority | str | None = None  # or what it denies; None: there is none
+    most: tuple[int, ...] = (0,) * len(_MOST)
 
 
 @dataclass
@@ -114,15 +117,17 @@ class Usages:
         for name in job.calls:
             mask |= abi.BITS[name]
         running.masks[mask] = running.masks.get(mask, 0) + 1
-        self._note_most(use, finished.receipt)
+        used = _most_of(finished.receipt)
+        if any(map(gt, used, running.most)):
+            running.most = tuple(map(max, used, running.most))
+            self._note_most(use, running.most)
         self._changed.add(release.tenant)
         if running.shadow is not None:
             self._compare(job, running, finished.receipt)
 
     @staticmethod
-    def _note_most(use: TaskUse, receipt: Receipt) -> None:
-        for limit, of_receipt in _MOST:
-            value = getattr(receipt, of_receipt)
+    def _note_most(use: TaskUse, most: tuple[int, ...]) -> None:
+        for (limit, _), value in zip(_MOST, most, strict=True):
             if value > use.most.get(limit, 0):
                 use.most[limit] = value
 

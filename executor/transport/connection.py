@@ -228,18 +228,20 @@ class Connection:
         While disconnected the queue keeps up to 64 MiB; what does not fit is dropped with an
         event. Whoever needs certainty asks for an answer and repeats.
         """
-        link = self._link
-        waiting = self._queued_bytes + fast.pending(link.client)
-        if link.closing or waiting + len(payload) > BUFFER_MAX:
+        link, size = self._link, len(payload)
+        client = link.client
+        if (
+            link.quick and not self._queue and not self._paused and not link.closing
+            and fast.takes(client, size, BUFFER_MAX)
+        ):  # fmt: skip
+            fast.publish(client, subject, payload, reply, headers)
+        elif link.closing or self._queued_bytes + fast.pending(client) + size > BUFFER_MAX:
             self.event("error", {"what": "send queue full or closed", "subject": subject})
-            return
-        if len(payload) > self.max_payload:
+        elif size > client.max_payload:
             self.event("error", {"what": "too large", "subject": subject})
-        elif link.quick and not self._queue and self.connected:
-            fast.publish(link.client, subject, payload, reply, headers)
         else:
             self._queue.append((subject, payload, reply, headers))
-            self._queued_bytes += len(payload)
+            self._queued_bytes += size
             if self._sender is None:
                 self._wake()
 

@@ -24,6 +24,7 @@ VERSIONS: Final = frozenset({"2.16.0"})
 # A control line is two subjects and three numbers; what the server itself reads may have 4096.
 _LINE_MAX: Final = 16 * 1024
 _WORDS: Final = (4, 5)  # of MSG, without and with a reply
+_MESSAGES: Final = frozenset(b"MH")  # how their lines begin
 _CRLF: Final = b"\r\n"
 _STATUS_LINE: Final = b"NATS/1.0"
 # How the first line is told on: a header of that name would pass for the server's own word, such as
@@ -69,6 +70,8 @@ def parse_headers(block: bytes) -> dict[str, str] | None:
     found: dict[str, str] = {}
     if first == _STATUS_LINE and rest.isascii():  # as almost all are
         for entry in rest.decode().split("\r\n"):
+            if not entry:
+                continue
             key, mark, said = entry.partition(":")
             key = key.strip()
             if mark and key not in _FIRST_LINE and len(key.split()) == 1:
@@ -106,7 +109,7 @@ class Parser(parser.Parser):
         """Take what the socket had. Raises `ProtocolError`."""
         self.buf.extend(data)
         while len(self.buf) > self._needed:
-            if self.state != parser.AWAITING_CONTROL_LINE or self.buf[0] not in b"MH":
+            if self.state != parser.AWAITING_CONTROL_LINE or self.buf[0] not in _MESSAGES:
                 await super().parse()
                 return
             if not await self._messages():
@@ -115,12 +118,13 @@ class Parser(parser.Parser):
     async def _messages(self) -> bool:
         """Hand over the whole messages in front; False: the rest of one is to come."""
         data, place = bytes(self.buf), 0
+        received = len(data)
         self._needed = 0
         try:
-            while data[place : place + 1] in {b"M", b"H"}:
+            while place < received and data[place] in _MESSAGES:
                 line = data.find(_CRLF, place, place + _LINE_MAX)
                 if line < 0:
-                    if len(data) - place >= _LINE_MAX:
+                    if received - place >= _LINE_MAX:
                         raise nats.errors.ProtocolError
                     return False
                 words = data[place:line].split(b" ")
@@ -131,21 +135,22 @@ class Parser(parser.Parser):
                     raise nats.errors.ProtocolError
                 if len(words) not in _WORDS:
                     raise nats.errors.ProtocolError
-                begin, size = line + 2, int(words[-1])
-                end = begin + size
-                if end + 2 > len(data):
+                size = int(words[-1])
+                begin = line + 2 + head
+                end = line + 2 + size
+                if end + 2 > received:
                     self._needed = end + 1 - place
                     return False
                 if not 0 <= head <= size:
                     raise nats.errors.ProtocolError
                 sid, reply = int(words[2]), words[3] if len(words) == _WORDS[1] else b""
-                block, body = data[begin : begin + head], data[begin + head : end]
+                block, body = data[line + 2 : begin] if head else None, data[begin:end]
                 place = end + 2
                 deliver = self._deliver.get(sid)
                 if deliver is not None:
                     deliver(message(words[1], reply, body, block))
                 else:
-                    await self.nc._process_msg(sid, words[1], reply, body, block or None)  # noqa: SLF001
+                    await self.nc._process_msg(sid, words[1], reply, body, block)  # noqa: SLF001
         except (ValueError, IndexError):
             raise nats.errors.ProtocolError from None
         finally:
@@ -155,7 +160,7 @@ class Parser(parser.Parser):
 
 def encode_headers(headers: dict[str, str]) -> bytes:
     """Headers as they travel; a line break in a value is a space."""
-    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
     if lines.count("\n") != len(headers) or lines.count("\r") != len(headers):
         clean = {n.translate(_BREAKS): v.translate(_BREAKS) for n, v in headers.items()}
         lines = "".join(f"{name}: {value}\r\n" for name, value in clean.items())
@@ -166,18 +171,20 @@ def publish(
     client: Client, subject: str, payload: bytes, reply: str, headers: dict[str, str] | None
 ) -> None:
     """Add a publish to what `client` sends next; it must be connected."""
+    size = len(payload)
     if headers:
         block = encode_headers(headers)
-        size = len(block)
-        line = f"HPUB {subject} {reply} {size} {size + len(payload)}\r\n".encode()
+        whole = len(block) + size
+        line = f"HPUB {subject} {reply} {len(block)} {whole}\r\n".encode()
         client._pending += (line, block, payload, _CRLF)  # noqa: SLF001
     else:
-        size = 0
-        line = f"PUB {subject} {reply} {len(payload)}\r\n".encode()
-        client._pending += (line, payload, _CRLF)  # noqa: SLF001
-    client._pending_data_size += len(line) + size + len(payload) + 2  # noqa: SLF001
-    client.stats["out_msgs"] += 1
-    client.stats["out_bytes"] += len(payload)
+        whole = size
+        line = f"PUB {subject} {reply} {size}\r\n".encode()
+        client._pending += (line, payload, _CRLF) if size else (line, _CRLF)  # noqa: SLF001
+    client._pending_data_size += len(line) + whole + 2  # noqa: SLF001
+    stats = client.stats
+    stats["out_msgs"] += 1
+    stats["out_bytes"] += size
     queue = client._flush_queue  # noqa: SLF001 - its reader sends all that is pending, once a turn
     if queue is not None and queue.empty():
         queue.put_nowait(asyncio.get_running_loop().create_future())
@@ -186,6 +193,15 @@ def publish(
 def pending(client: Client) -> int:
     """The bytes that wait to be sent."""
     return client._pending_data_size  # noqa: SLF001
+
+
+def takes(client: Client, size: int, most: int) -> bool:
+    """Whether a publish of `size` bytes goes out as it is, with at most `most` waiting."""
+    return (
+        client._status == Client.CONNECTED  # noqa: SLF001
+        and size <= client._max_payload  # noqa: SLF001
+        and client._pending_data_size + size <= most  # noqa: SLF001
+    )
 
 
 class _Ear:

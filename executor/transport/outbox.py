@@ -28,6 +28,8 @@ SCHEDULE_TARGET: Final = "Nats-Schedule-Target"
 
 # The PubAck of almost every publish; whatever reads otherwise is taken apart as JSON.
 _STORED: Final = re.compile(rb'\{"stream":"[A-Za-z0-9_-]+",\s*"seq":(\d{1,18})\}')
+_EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
+_EXPECTED_OF: Final = "Nats-Expected-Last-Subject-Sequence-Subject"
 _PROGRESS: Final = b"+WPI"
 _NS_PER_MS: Final = 1_000_000
 _TEMPORARY: Final = 500  # codes from here on say that the server could not, not that it would not
@@ -39,10 +41,10 @@ _UNAVAILABLE: Final = 503
 
 def wire_headers(outgoing: Outgoing) -> dict[str, str] | None:
     """All headers of a message as they travel."""
-    headers = dict(outgoing.headers)
+    headers = outgoing.headers.copy()
     if outgoing.once:
-        headers["Nats-Expected-Last-Subject-Sequence"] = str(outgoing.expected_sequence)
-        headers["Nats-Expected-Last-Subject-Sequence-Subject"] = outgoing.once
+        headers[_EXPECTED] = str(outgoing.expected_sequence)
+        headers[_EXPECTED_OF] = outgoing.once
     if outgoing.schedule_target:
         at = datetime.fromtimestamp(outgoing.schedule_at_ms / 1000, UTC)
         headers[SCHEDULE] = outgoing.schedule or f"@at {at.isoformat(timespec='milliseconds')}"
@@ -54,13 +56,12 @@ def wire_headers(outgoing: Outgoing) -> dict[str, str] | None:
 
 class _Entry:
     __slots__ = (
-        "body",
         "deadline",
         "headers",
         "on_answer",
+        "outgoing",
         "refused",
         "sent_at",
-        "subject",
         "waits",
     )
 
@@ -69,12 +70,12 @@ class _Entry:
         outgoing: Outgoing,
         headers: dict[str, str] | None,
         on_answer: Callable[[Answer], None],
+        deadline: float,
     ) -> None:
-        self.subject = outgoing.subject
-        self.body = outgoing.body
+        self.outgoing = outgoing
         self.headers = headers
         self.on_answer = on_answer
-        self.deadline = 0.0
+        self.deadline = deadline
         self.sent_at = 0.0
         self.refused: Refused | None = None
         self.waits: tuple[str, int] | None = None  # for `room`: whose, and how large
@@ -107,6 +108,7 @@ class Outbox:
         self._repeats = 0
         self._inbox = ""
         self._skip = 0
+        self._loop: asyncio.AbstractEventLoop  # to ask which one runs is a system call
         self._subscription: Subscription | None = None
         self._unlisten: list[Callable[[], None]] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -115,6 +117,7 @@ class Outbox:
 
     async def start(self) -> None:
         """Subscribe to the inbox of PubAcks."""
+        self._loop = asyncio.get_running_loop()
         self._inbox = self._connection.inbox()
         self._skip = len(self._inbox) + 1
         self._subscription = await self._connection.subscribe(f"{self._inbox}.*", self._on_answer)
@@ -169,7 +172,7 @@ class Outbox:
 
         (Plus half a sweep.) It never runs before `publish` returns.
         """
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         headers = wire_headers(outgoing)
         limit = self._connection.max_payload  # beyond it the server would hang up
         if outgoing.schedule_target:
@@ -181,18 +184,22 @@ class Outbox:
         if size > limit:
             loop.call_soon(on_answer, Refused(_TOO_LARGE, f"{size} bytes, the limit is {limit}"))
             return
-        entry = _Entry(outgoing, headers, on_answer)
-        if self._room is not None and (later := subjects.parse_later(outgoing.subject)):
+        now = loop.time()
+        entry = _Entry(outgoing, headers, on_answer, now + deadline_s)
+        # Few publishes put something off.
+        if (
+            self._room is not None and outgoing.subject.startswith("later.")
+            and (later := subjects.parse_later(outgoing.subject))
+        ):  # fmt: skip
             entry.waits = later[0], size
             if not self._room.take(*entry.waits):
                 loop.call_soon(on_answer, Refused(NO_ROOM, "the tenant puts off all that it may"))
                 return
-        now = loop.time()
-        entry.deadline = now + deadline_s
         self._count += 1
         number = str(self._count)
+        if not self._entries:
+            self._empty.clear()
         self._entries[number] = entry
-        self._empty.clear()
         self._send(number, entry, now)
         if self._timer is None:
             self._timer = loop.call_later(self._sweep_s / 2, self._sweep)
@@ -202,14 +209,15 @@ class Outbox:
         if self._connection.connected:
             entry.sent_at = now
             self._connection.send(
-                entry.subject, entry.body, f"{self._inbox}.{number}", entry.headers
-            )
+                entry.outgoing.subject, entry.outgoing.body, f"{self._inbox}.{number}",
+                entry.headers,
+            )  # fmt: skip
 
     def _settle(self, number: str, answer: Answer) -> None:
         entry = self._entries.pop(number, None)
         if entry is None:
             return  # the answer to a repeat
-        if self._room is not None and entry.waits:
+        if entry.waits and self._room is not None:
             self._room.landed(*entry.waits, stored=isinstance(answer, Stored))
         if not self._entries:
             self._empty.set()
@@ -251,7 +259,7 @@ class Outbox:
 
     def _on_violation(self, subject: str) -> None:
         for number, entry in tuple(self._entries.items()):
-            if entry.subject.lower() == subject:
+            if entry.outgoing.subject.lower() == subject:
                 self._settle(number, Refused(_FORBIDDEN, "the permission is missing"))
 
     # Repeating.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import Callable
 from typing import Final
 
@@ -131,10 +132,13 @@ class Pull:
 
     def completed(self, count: int = 1) -> None:
         """Give back the credit of `count` deliveries, whatever their settlement was."""
-        self._held -= count
-        if self._held < 0:
+        self._held = held = self._held - count
+        if held < 0:
             raise RuntimeError("more completed than delivered")
-        self._ask(at_least=max(1, self._window // 2))
+        flow, window = self._flow, self._window
+        least = max(1, window // 2)
+        if flow is not None and window - held - flow.outstanding >= least:
+            self._ask(at_least=least)
 
     def _ask(self, *, at_least: int) -> None:
         flow = self._flow
@@ -185,15 +189,10 @@ class Pull:
             self._on_event("foreign-message", {"tenant": self._tenant, "subject": message.subject})
             return None
         return Delivery(
-            data=message.data,
-            subject=message.subject,
-            tenant=self._tenant,
-            headers=message.headers or {},
-            sequence=int(parts[first + 3]),
-            delivered=int(parts[first + 2]),
-            stored_at=int(parts[first + 5]) // _NS_PER_MS,
-            lease=lease,
-        )
+            message.data, message.subject, self._tenant, message.headers or {},
+            int(parts[first + 3]), int(parts[first + 2]), int(parts[first + 5]) // _NS_PER_MS,
+            lease,
+        )  # fmt: skip
 
     def _on_status(self, flow: _Flow, message: Message) -> None:
         headers = message.headers or {}
@@ -228,7 +227,7 @@ class Pull:
         flow = _Flow(self._connection.inbox())
         self._broken = asyncio.get_running_loop().create_future()
         flow.subscription = await self._connection.subscribe(
-            flow.inbox, lambda message: self._receive(flow, message)
+            flow.inbox, functools.partial(self._receive, flow)
         )
         self._flow = flow
         self._ask(at_least=1)

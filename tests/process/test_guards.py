@@ -160,7 +160,7 @@ async def test_a_kill_from_outside_says_nothing_about_the_module() -> None:
         await crash(rig, signal.SIGKILL, 2)
         assert (await ended(rig, request)).code == "sandbox.killed"
         assert rig.board.entries == {}
-        assert rig.guards.breakers._known == {}
+        assert rig.guards.breakers.known == {}
 
 
 @pytest.mark.covers("module.breaker-open")
@@ -252,7 +252,7 @@ async def test_what_another_executor_opened_holds_here() -> None:
         assert (await ended(rig, request)).output == b"x"
         # What an executor left behind that is long gone holds nobody up.
         say(rig, "breaker", key, until=START - 10**9, trips=3, by="other")
-        assert rig.guards.breakers._known == {}
+        assert rig.guards.breakers.known == {}
 
 
 async def test_a_storm_of_retries_is_spread() -> None:
@@ -474,4 +474,4 @@ async def test_the_breaker_hears_of_a_fallback() -> None:
         record = await ended(rig, rig.ask("main", limits=(("deadline_ms", 200),)))
         assert record.code == "guest.trap"
         assert dict(record.facts)["fallback"] == "limit.deadline-exceeded"
-        assert rig.guards.breakers._known[module_of(TENANT, other.digest)].score == 1
+        assert rig.guards.breakers.known[module_of(TENANT, other.digest)].score == 1

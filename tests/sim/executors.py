@@ -150,7 +150,6 @@ class Executor:
         settler = Settler(
             environment=stubs.ENVIRONMENT, key=stubs.HOST, rules=self.host.rules, trust=trust,
             outbox=self.outbox, records=store, telemetry=telemetry,
-            on_settled=lambda job, what: self.pipeline.on_settled(job, what),  # noqa: PLW0108
             now_ms=lambda: self.pipeline.now_ms(),  # noqa: PLW0108 - it is made after this
             publish_s=self.host.publish_s,
         )  # fmt: skip
