@@ -375,6 +375,7 @@ _RETRY: Final[Table] = {
 }  # fmt: skip
 _RETRY_3: Final[Table] = {**_RETRY, "of": (str, 64)}
 _RETRY_NEEDED: Final = ("attempt", "crashes", "not_before", "submitted_at")
+_RETRY_3_NEEDED: Final = (*_RETRY_NEEDED, "of")  # else version 1 would pass for 3
 
 
 def decode_retry(
@@ -387,7 +388,10 @@ def decode_retry(
               stored.
     """
     values = unpack(sealed.payload, lists=True)
-    check(values, _RETRY_3 if sealed.version >= SIGNED else _RETRY, _RETRY_NEEDED)
+    if sealed.version >= SIGNED:
+        check(values, _RETRY_3, _RETRY_3_NEEDED)
+    else:
+        check(values, _RETRY, _RETRY_NEEDED)
     attempt, crashes, submitted_at = values["attempt"], values["crashes"], values["submitted_at"]
     not_before, of = values["not_before"], values.get("of", "")
     history, origin = _read_history(values.get("history")), _read_origin(values)

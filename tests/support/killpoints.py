@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from executor.supervisor.reading import UNREAD
+
 STEPS: Final = (
     "receive", "decode", "count", "resolve", "verify", "authorise", "dispatch", "execute",
     "settle", "publish", "ack",
@@ -79,11 +81,11 @@ def _ending(step: str, task: str) -> tuple[Point, ...]:
 
 SUPERVISOR: Final = (
     Point("receive", f"{_PIPELINE}receive", "before", COUNT),
-    Point("receive", f"{_PIPELINE}_begin", "before", FLAKY),  # in hand
+    Point("receive", f"{_READING}_decode", "before", FLAKY),  # in hand
     Point("decode", f"{_READING}decode", "before", DEAD),
     Point("decode", f"{_READING}decode", "after", COUNT),
     Point("decode", f"{_READING}_open_retry", "after", FLAKY),
-    Point("count", "executor.supervisor.pipeline:before_running", "after", COUNT),
+    Point("count", "executor.supervisor.pipeline:is_plain", "after", COUNT),
     Point("count", f"{_SERVING}_Records.read", "before", COUNT),
     Point("count", f"{_SERVING}_Records.read", "after", DEAD),
     Point("resolve", f"{_REGISTRY}Registry.admit", "before", COUNT),
@@ -93,7 +95,7 @@ SUPERVISOR: Final = (
     Point("verify", "executor.supervisor.compiling:Compiler.compile", "before"),
     Point("verify", "executor.supervisor.compiling:Compiler.compile", "after"),
     Point("authorise", "executor.core.policy:authorise", "after"),
-    Point("authorise", "executor.core.policy:for_request", "after"),
+    Point("authorise", f"{_PIPELINE}_denied", "after", COUNT),
     Point("dispatch", "executor.supervisor.pool:Pool.dispatch", "before", COUNT),
     Point("dispatch", "executor.supervisor.process:SandboxProcess.run", "before", DEAD),
     Point("dispatch", "executor.supervisor.process:SandboxProcess.run", "after", COUNT),
@@ -181,6 +183,8 @@ def _task_of(holder: object, argument: Any) -> str:
     if entries and (entry := entries.get(subject.rpartition(".")[2])) is not None:
         subject = entry.subject  # a PubAck is about what was published
     about = getattr(argument, "request", argument)
+    if about is UNREAD:
+        about, subject = None, argument.delivery.subject
     parts = subject.split(".")
     return str(getattr(about, "task", parts[2] if len(parts) > 2 else ""))
 
