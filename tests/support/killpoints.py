@@ -181,7 +181,7 @@ def _task_of(holder: object, argument: Any) -> str:
     entries = getattr(holder, "_entries", None)
     subject = getattr(argument, "subject", "")
     if entries and (entry := entries.get(subject.rpartition(".")[2])) is not None:
-        subject = entry.subject  # a PubAck is about what was published
+        subject = entry.outgoing.subject  # a PubAck is about what was published
     about = getattr(argument, "request", argument)
     if about is UNREAD:
         about, subject = None, argument.delivery.subject
