@@ -260,10 +260,11 @@ class Host:
             self._trust, self._modules, _Stores(self.connection), self._outbox,
             _Records(self.connection, self._trust), self._intake, self._board,
         )  # fmt: skip
-        self.pipeline = assemble(self.config, ports, key=self._key, telemetry=self.telemetry,
-                                 zygote=self._zygote)  # fmt: skip
+        self.pipeline = assemble(
+            self.config, ports, key=self._key, telemetry=self.telemetry, zygote=self._zygote,
+            now_ms=self._clock.now_ms,
+        )  # fmt: skip
         self._intake.on_delivery = self.pipeline.receive
-        self.pipeline.now_ms = self._clock.now_ms
         self.pipeline.usage.under(self.config.policy, self._shadow)
         self._heartbeat = Heartbeat(
             self.connection, self.config.text("host.name"), self._environment, self._sign,

@@ -11,6 +11,11 @@ import time
 from dataclasses import dataclass
 
 
+def host_ms() -> int:
+    """Milliseconds since 1970, by this host."""
+    return time.time_ns() // 1_000_000
+
+
 @dataclass
 class ServerClock:
     """See the module."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -40,6 +39,7 @@ from executor.model import (
     TaskId,
 )
 from executor.supervisor.cancelling import Cancelling
+from executor.supervisor.clock import host_ms
 from executor.supervisor.fallback import bounded, degraded, failed_too, stand_in
 from executor.supervisor.guards import Guards
 from executor.supervisor.job import Admitted, Instead, Job
@@ -82,7 +82,7 @@ class Pipeline:
     leases: Leases = field(init=False)
     cancelling: Cancelling = field(init=False)
     schedules: Schedules = field(init=False)
-    now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
+    now_ms: Callable[[], int] = host_ms
     jitter: Callable[[], float] = random.random
     settled: dict[str, int] = field(default_factory=dict)
     # Tenant and task → the policy by which the tenant may ask for it.
@@ -103,7 +103,7 @@ class Pipeline:
         self.schedules = Schedules(
             environment=self.environment, key=self.settler.key, trust=self.trust,
             outbox=self.outbox, records=self.records, board=self.guards.breakers.board,
-            telemetry=self.telemetry, now_ms=lambda: self.now_ms(),  # noqa: PLW0108 - set later
+            telemetry=self.telemetry, now_ms=self.now_ms,
         )  # fmt: skip
 
     # 1 to 3: receive, decode, count.

@@ -19,6 +19,7 @@ from executor.core.complexity import LARGE, STANDARD
 from executor.errors import FINAL, TABLE, ExecutorError
 from executor.model import Digest, Release
 from executor.supervisor.artifacts import ArtifactCache
+from executor.supervisor.clock import host_ms
 from executor.supervisor.compiling import Compiler, Product
 from executor.supervisor.job import Admitted
 from executor.supervisor.ports import Modules, Trust
@@ -63,7 +64,7 @@ class Registry:
     trust: Trust
     compiler: Compiler
     cache: ArtifactCache | None = None
-    now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
+    now_ms: Callable[[], int] = host_ms
     _admitted: dict[_Name, Admitted] = field(default_factory=dict)
     _refused: dict[_Name, _Refusal] = field(default_factory=dict)
     # Sandboxes may still hold what another release or a reload took out of `_admitted`.

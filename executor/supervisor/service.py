@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from executor.config import Config
@@ -9,6 +10,7 @@ from executor.core.signature import SecretKey
 from executor.model import MIB
 from executor.supervisor.artifacts import ArtifactCache, check_folder, read_key
 from executor.supervisor.breakers import Breakers, Budgets
+from executor.supervisor.clock import host_ms
 from executor.supervisor.compiling import Budget, Compiler
 from executor.supervisor.guards import Guards
 from executor.supervisor.mediator import Mediator
@@ -64,31 +66,31 @@ def _cache(config: Config, telemetry: Telemetry) -> ArtifactCache | None:
 
 
 def assemble(
-    config: Config, ports: Ports, *, key: SecretKey, telemetry: Telemetry, zygote: Zygote
-) -> Pipeline:
+    config: Config, ports: Ports, *, key: SecretKey, telemetry: Telemetry, zygote: Zygote,
+    now_ms: Callable[[], int] = host_ms,
+) -> Pipeline:  # fmt: skip
     """A pipeline with its pool, registry, mediator and settler; nothing is started yet."""
     compiler = new_compiler(config, zygote)
     compiler.on_violation = lambda kind: telemetry.security_event(kind, process="compiler")
-    registry = Registry(ports.modules, ports.trust, compiler, _cache(config, telemetry),
-                        now_ms=lambda: pipeline.now_ms())  # fmt: skip  # noqa: PLW0108
+    registry = Registry(ports.modules, ports.trust, compiler, _cache(config, telemetry), now_ms)
     settler = Settler(
         environment=config.text("host.environment"), key=key, rules=config.rules,
         trust=ports.trust, outbox=ports.outbox, records=ports.records, telemetry=telemetry,
-        now_ms=lambda: pipeline.now_ms(),  # noqa: PLW0108
+        now_ms=now_ms,
         version=config.number("delivery.envelope_version"),
     )  # fmt: skip
     breakers = Breakers(
         board=ports.board, environment=config.text("host.environment"),
-        executor=config.text("host.name"), now_ms=lambda: pipeline.now_ms(),  # noqa: PLW0108
+        executor=config.text("host.name"), now_ms=now_ms,
         jitter=lambda: pipeline.jitter(), on_event=telemetry.log.event,  # noqa: PLW0108
     )  # fmt: skip
-    usage = Usages(now_ms=lambda: pipeline.now_ms(), on_denied=telemetry.shadow_denies)  # noqa: PLW0108
+    usage = Usages(now_ms=now_ms, on_denied=telemetry.shadow_denies)
     pipeline = Pipeline(
         environment=config.text("host.environment"), rules=config.rules,
         ack_wait_ms=config.number("delivery.ack_wait_ms"), trust=ports.trust, registry=registry,
         mediator=Mediator(ports.stores, breakers, usage), usage=usage, settler=settler,
         outbox=ports.outbox, records=ports.records, intake=ports.intake, telemetry=telemetry,
-        guards=Guards(breakers, Budgets(lambda: pipeline.now_ms())),  # noqa: PLW0108
+        guards=Guards(breakers, Budgets(now_ms)), now_ms=now_ms,
     )  # fmt: skip
     pipeline.pool = Pool(
         owner=pipeline, slots=Slots(config.number("sandbox.count")),

@@ -56,7 +56,7 @@ async def test_transient_failures_are_scheduled_and_counted() -> None:
     """A guest that asks for a retry gets the next attempt when it asked; the last one is dead."""
     async with Rig() as rig:
         rig.publish("retry", guests.RETRY)
-        rig.pipeline.now_ms = lambda: 1_700_000_000_000
+        rig.now_ms = lambda: 1_700_000_000_000
         request = rig.ask("retry", attempts_max=2)
         again = await rig.put_off()
         assert (again.attempt, again.crashes, again.input) == (2, 0, request.input)

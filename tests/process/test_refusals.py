@@ -30,7 +30,7 @@ async def test_expired() -> None:
     """A task that comes after its `expires_at` is a dead letter and never runs."""
     async with Rig() as rig:
         rig.publish("echo", guests.ECHO)
-        rig.pipeline.now_ms = lambda: NOW
+        rig.now_ms = lambda: NOW
         assert await refused(rig, rig.request("echo", expires_at=NOW)) == "message.expired"
         assert (await rig.record(rig.ask("echo", expires_at=NOW + 60_000))).code == ""
         assert rig.pool.started == 1
@@ -40,13 +40,13 @@ async def test_not_before() -> None:
     """A task before its time becomes a schedule for that time; no attempt is counted."""
     async with Rig() as rig:
         rig.publish("echo", guests.ECHO)
-        rig.pipeline.now_ms = lambda: NOW
+        rig.now_ms = lambda: NOW
         request = rig.ask("echo", b"x", not_before=NOW + 5_000)
         again = await rig.put_off()
         assert (again.attempt, again.crashes, again.history) == (1, 0, ())
         (schedule,) = rig.wire.published("later")
         assert schedule.schedule_at_ms == NOW + 5_000
-        rig.pipeline.now_ms = lambda: NOW + 5_000
+        rig.now_ms = lambda: NOW + 5_000
         rig.retry(schedule)
         await rig.settle_down()
         assert rig.records()[request.id].output == b"x"
@@ -324,7 +324,7 @@ async def test_systemic_refusals_wait_until_they_expire() -> None:
     """A systemic failure puts the task off without an attempt, and ends it once it has expired."""
     async with Rig() as rig:
         rig.publish("echo", guests.ECHO)
-        rig.pipeline.now_ms = lambda: NOW
+        rig.now_ms = lambda: NOW
 
         async def unavailable(_: str) -> None:
             await asyncio.sleep(0)
@@ -337,7 +337,7 @@ async def test_systemic_refusals_wait_until_they_expire() -> None:
         # Not in five seconds: it will not run any more, and is to end when it expires.
         assert rig.wire.published("later")[0].schedule_at_ms == NOW + 1
         assert again.not_before == NOW + 5_000
-        rig.pipeline.now_ms = lambda: NOW + 5_000
+        rig.now_ms = lambda: NOW + 5_000
         rig.retry(rig.wire.published("later")[0])
         await rig.settle_down()
         assert rig.records()[request.id].code == "message.expired"

@@ -155,7 +155,7 @@ async def test_an_expired_key_admits_nothing() -> None:
     """A key counts until its last day: what it admitted has to be decided again, and is refused."""
     async with Rig(config_of(table("publisher", "next", NEXT, f"not_after = {day(1)}"))) as rig:
         now = NOW_MS
-        rig.registry.now_ms = lambda: now
+        rig.now_ms = lambda: now
         put(rig, signed_by(NEXT))
         admitted = await rig.registry.admit(TENANT, "echo")
         assert admitted.until == NOW_MS + DAY_MS
@@ -173,7 +173,7 @@ async def test_a_key_that_is_not_valid_yet_admits_later() -> None:
     """A refusal for a key that will become valid is not kept for ever."""
     async with Rig(config_of(table("publisher", "next", NEXT, f"not_before = {day(1)}"))) as rig:
         now = NOW_MS
-        rig.registry.now_ms = lambda: now
+        rig.now_ms = lambda: now
         put(rig, signed_by(NEXT))
         assert "not valid now" in (await refusal(rig)).detail
         now += DAY_MS

@@ -112,7 +112,7 @@ async def test_a_grant_ends_while_it_is_used() -> None:
         rig.publish("hold", guests.HOLD)
         rig.publish("probe", guests.KV)
         clock = [_END]
-        rig.pipeline.now_ms = lambda: clock[0]
+        rig.now_ms = lambda: clock[0]
         assert (await rig.record(rig.ask("probe", b"pk"))).code == ""
         known = rig.registry.now(TENANT, "probe")
         assert rig.registry.now(TENANT, "probe") is known
@@ -127,7 +127,7 @@ async def test_a_call_after_the_end_of_its_grant() -> None:
         rig.publish("probe", guests.KV)
         await rig.admit_all()
         clock = [_END]
-        rig.pipeline.now_ms = lambda: clock[0]
+        rig.now_ms = lambda: clock[0]
         serve = rig.pipeline.mediator.serve
 
         async def late(*arguments: object) -> object:

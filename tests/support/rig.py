@@ -20,6 +20,7 @@ from executor.core.envelope import Origin, Record
 from executor.core.seal import seal
 from executor.core.signature import SecretKey
 from executor.model import Delivery, Outgoing, Receipt, Release, TaskId, TaskRequest
+from executor.supervisor.clock import host_ms
 from executor.supervisor.compiling import Product
 from executor.supervisor.process import SandboxProcess
 from executor.supervisor.service import Ports, assemble, new_zygote
@@ -109,6 +110,7 @@ class Rig:
         self.buckets = Buckets(self.changes)
         self.journal = Journal(self.changes)
         self.trust = FileTrust(self.config)
+        self.now_ms = host_ms  # a test may set it
         self.delivered = 0
         self._sequence = 0
         ports = Ports(
@@ -116,7 +118,7 @@ class Rig:
         )
         self.pipeline = assemble(
             self.config, ports, key=guests.HOST, telemetry=Telemetry(self.journal),
-            zygote=shared_zygote(self.config),
+            zygote=shared_zygote(self.config), now_ms=lambda: self.now_ms(),  # noqa: PLW0108
         )  # fmt: skip
         self.pipeline.jitter = lambda: 0.5
         self.guards = self.pipeline.guards
