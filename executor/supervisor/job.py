@@ -30,7 +30,7 @@ from executor.model import (
 )
 
 Facts = tuple[tuple[str, str | int], ...]
-# Of a job that has no module yet: made once, a job for each message is not.
+# Of a job that has no module yet.
 _ANY_LIMITS: Final = Limits()
 ModuleKey = NewType("ModuleKey", str)  # digest and granted functions: what is linked together
 

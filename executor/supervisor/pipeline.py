@@ -249,6 +249,7 @@ class Pipeline:
         self.schedules.look_again()
         revoked = self.registry.revoked()
         self.registry.forget()
+        self._may.clear()
         waiting = self.pool.take_waiting()
         for digest in revoked:
             self.pool.retire_module(digest)
