@@ -477,22 +477,18 @@ def decode_record(typ: str, payload: bytes, version: int = VERSION) -> Record:
     code = get("code", "")
     if (typ == "dead") != bool(code):
         raise malformed(f"a `{typ}` that is none")
-    record = Record(
+    facts = rows(get("facts"), "facts", str, object)
+    logs = rows(get("logs"), "logs", int, str)
+    return Record(
         values["task"], get("attempt", 0), get("attempts_max", 0), get("submitted_at", 0),
         get("finished_at", 0), Receipt(*map(get, _RECEIPT, _RECEIPT_EMPTY)), get("version", ""),
         get("trace", ""), _read_history(get("history")), get("output", b""), get("ct", ""),
-        get("degraded", False), code,
-        limits=rows(get("limits"), "limits", str, int), cause=get("cause", ""),
-        last_calls=rows(get("last_calls"), "last_calls", str, int),
-        signers=texts(get("signers", ()), "signers"), discarded_at=get("discarded_at", 0),
-    )  # fmt: skip
-    if not code:
-        return record
-    facts = rows(get("facts"), "facts", str, object)
-    return replace(
-        record, message=get("message", ""), hint=get("hint", ""), origin=_read_origin(values),
-        facts=tuple((name, v if isinstance(v, int) else str(v)) for name, v in facts),
-        logs=tuple((_level(n), text) for n, text in rows(get("logs"), "logs", int, str)),
+        get("degraded", False), code, get("message", ""), get("hint", ""),
+        tuple([(name, v if isinstance(v, int) else str(v)) for name, v in facts]),
+        tuple([(_level(level), text) for level, text in logs]), _read_origin(values),
+        get("discarded_at", 0), rows(get("limits"), "limits", str, int),
+        rows(get("last_calls"), "last_calls", str, int), texts(get("signers", ()), "signers"),
+        get("cause", ""),
     )  # fmt: skip
 
 
@@ -517,9 +513,9 @@ def _origin_fields(origin: Origin) -> dict[str, object]:
 
 def _read_origin(values: dict[str, Any]) -> Origin | None:
     get = values.get
-    subject = get("origin_subject", "")
     headers = rows(get("origin_headers"), "origin_headers", str, str)
-    origin = Origin(
+    if not (subject := get("origin_subject", "")):
+        return None
+    return Origin(
         subject, get("origin", b""), headers, get("origin_size", 0), get("origin_sha256", "")
     )
-    return origin if subject else None

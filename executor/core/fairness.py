@@ -33,7 +33,7 @@ class Shares:
 
     def charge(self, tenant: str, fuel: float) -> None:
         """It used this much, or less than was charged before where it is negative."""
-        self._paid[tenant] = self._paid.get(tenant, 0.0) + fuel / self.weights.get(tenant, 1)
+        self._paid[tenant] = self._paid.get(tenant, 0.0) + fuel / self.weight(tenant)
 
     def owed(self, tenant: str, waited_s: float = 0.0) -> float:
         """The lower, the more it is owed."""

@@ -155,14 +155,12 @@ def before_running(
 
 
 def is_plain(request: TaskRequest, *, delivered: int) -> bool:
-    """Whether it needs neither: a fresh id's first hand-over, with no time to wait for or to meet.
+    """Whether it may run at once: it has no time to wait for or to meet, and nothing to look up.
 
-    As almost all are, which is why one look answers both.
+    As almost all are.
     """
-    return (
-        request.fresh and delivered == 1 and request.attempt == 1
-        and not (request.crashes or request.expires_at or request.not_before)
-    )  # fmt: skip
+    timed = request.expires_at or request.not_before
+    return not timed and not must_look_up(request, delivered=delivered)
 
 
 def must_look_up(request: TaskRequest, *, delivered: int) -> bool:

@@ -416,10 +416,11 @@ class Proof:
 
 def leaf(typ: str, aud: str, id: str, by: str, iat: int, payload: bytes) -> bytes:
     """Hash one envelope; `by` is the key id of the signer, `iat` in ms."""
-    a, b, c, d, size = typ.encode(), aud.encode(), id.encode(), by.encode(), _SIZE.pack
+    kind, place, name, signer = typ.encode(), aud.encode(), id.encode(), by.encode()
+    size = _SIZE.pack
     return hashlib.sha256(b"".join((
-        b"\0", size(len(a)), a, size(len(b)), b, size(len(c)), c, size(len(d)), d,
-        _IAT.pack(8, iat), size(len(payload)), payload,
+        b"\0", size(len(kind)), kind, size(len(place)), place, size(len(name)), name,
+        size(len(signer)), signer, _IAT.pack(8, iat), size(len(payload)), payload,
     ))).digest()  # fmt: skip
 
 

@@ -33,7 +33,7 @@ def _prefix(kind: str, tenant: str, name: str) -> str:
 
 
 def _of_id(kind: str, tenant: str, name: str, task_id: str) -> str:
-    if _TOKEN.match(task_id) is None:
+    if not is_token(task_id):
         raise ValueError(f"not a subject token: {task_id!r}")
     return _prefix(kind, tenant, name) + task_id
 
@@ -74,15 +74,15 @@ def dead(tenant: str, name: str, task_id: str) -> str:
     return _of_id("dead", tenant, name, task_id)
 
 
-def either(tenant: str, name: str, task_id: str) -> str:
-    """The filter that covers both terminal subjects of a task id."""
-    return "*" + _of_id("result", tenant, name, task_id).removeprefix("result")
-
-
 def terminal(kind: str, tenant: str, name: str, task_id: str) -> tuple[str, str]:
     """Where a `result` or a `dead` letter is stored, and the filter that covers both."""
     subject = _of_id(kind, tenant, name, task_id)
     return subject, "*" + subject[len(kind) :]
+
+
+def either(tenant: str, name: str, task_id: str) -> str:
+    """The filter that covers both terminal subjects of a task id."""
+    return terminal("result", tenant, name, task_id)[1]
 
 
 def parse_terminal(subject: str) -> tuple[str, str, str, str] | None:

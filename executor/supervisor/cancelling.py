@@ -31,12 +31,7 @@ class Cancelling:
     on_cancelled: Callable[[], None]
     on_waiting: Callable[[StoredMessage], None]
     cancels: Cancels = field(default_factory=Cancels)
-    has: Callable[[TaskRequest, int], bool] = field(init=False)  # whether it was cancelled
     _looks: set[asyncio.Task[None]] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        """Asked twice a task: no more calls than one."""
-        self.has = self.cancels.has
 
     def cancel(self, tenant: str, task: str, task_id: str, until: int = _FOR_EVER) -> None:
         """From now on and until then (ms) this id must not run; `task` may be `ANY_TASK`."""
@@ -48,6 +43,10 @@ class Cancelling:
     def withdraw(self, tenant: str, task: str, task_id: str) -> None:
         """The announcement was removed."""
         self.cancels.withdraw(tenant, task, task_id)
+
+    def has(self, request: TaskRequest, now: int) -> bool:
+        """Whether this task was cancelled."""
+        return self.cancels.has(request, now)
 
     def look_waiting(self, tenant: str, task: str, task_id: str) -> None:
         """Look for the id's schedules."""

@@ -86,6 +86,7 @@ SUPERVISOR: Final = (
     Point("decode", f"{_READING}decode", "after", COUNT),
     Point("decode", f"{_READING}_open_retry", "after", FLAKY),
     Point("count", "executor.supervisor.pipeline:is_plain", "after", COUNT),
+    Point("count", "executor.supervisor.pipeline:before_running", "after", FLAKY),
     Point("count", f"{_SERVING}_Records.read", "before", COUNT),
     Point("count", f"{_SERVING}_Records.read", "after", DEAD),
     Point("resolve", f"{_REGISTRY}Registry.admit", "before", COUNT),
