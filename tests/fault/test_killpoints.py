@@ -273,7 +273,8 @@ class Rounds:
         ended = await self.ended()
         assert self.page.victims == DEATHS, point.name
         assert point in ATTEMPTS or self.page.deaths > 1, point.name
-        assert all(ended[task_id].ok for task_id in ids), point.name
+        failed = {task_id: ended[task_id].code for task_id in ids if not ended[task_id].ok}
+        assert not failed, f"{point.name}: {failed}\n{self.life.log()[-6000:]}"
         # Whoever died ran again, and once more if the next victim took its unsent outcome along.
         assert {ended[task_id].output for task_id in ids} <= {b"\1", b"\2", b"\3"}, point.name
         assert {ended[task_id].record.attempt for task_id in ids} == {1}, point.name

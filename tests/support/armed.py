@@ -20,11 +20,13 @@ from tests.support import killpoints
 
 def _serve(page: str, point: str, arguments: list[str]) -> None:
     from executor.cli import main  # not in the fork server
-    from executor.supervisor import guards, zygote
+    from executor.supervisor import guards, pool, zygote
 
-    # The deaths are the test's: they say nothing about a module.
+    # The deaths are the test's: they say nothing about a module, nor about a task that lay in one
+    # sandbox after the other in which another was the victim.
     setattr(guards, "_BREAKS", frozenset())  # noqa: B010
     setattr(guards, "_DAMNING", frozenset())  # noqa: B010
+    setattr(pool, "_STRANDED_MAX", 1_000)  # noqa: B010
 
     def popen(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
         own = [*command[:2], __file__, "zygote", page, *command[5:]]
