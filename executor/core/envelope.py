@@ -21,8 +21,6 @@ from dataclasses import replace
 from operator import attrgetter
 from typing import Any, Final
 
-import msgpack
-
 from executor.core import subjects
 from executor.core.fields import (
     COUNT,
@@ -37,6 +35,7 @@ from executor.core.fields import (
     Table,
     check,
     malformed,
+    pack,
     rows,
     texts,
     unpack,
@@ -155,21 +154,19 @@ class Record:
     cause: str = ""  # of a degraded result: the code that a fallback stood in for
 
 
+_OPTIONAL: Final = ("ct", "fresh", "expires_at", "not_before", "attempts_max", "trace")
+_optional_values: Final = attrgetter("content_type", *_OPTIONAL[1:])
+
+
 def encode_task(request: TaskRequest, environment: str) -> bytes:
     """The body that asks for `request`, bound to its subject in `environment`."""
     subject = subjects.task(request.tenant, request.task)
-    optional = {
-        "ct": request.content_type, "fresh": request.fresh, "expires_at": request.expires_at,
-        "not_before": request.not_before, "attempts_max": request.attempts_max,
-        "trace": request.trace, **dict(request.limits),
-    }  # fmt: skip
-    body: bytes = msgpack.packb(
-        {
-            "v": 1, "typ": "task", "aud": subjects.audience(environment, subject),
-            "id": request.id, "input": request.input,
-            **{name: value for name, value in optional.items() if value},
-        }
-    )  # fmt: skip
+    optional = zip(_OPTIONAL, _optional_values(request), strict=True)
+    body: bytes = pack({
+        "v": 1, "typ": "task", "aud": subjects.audience(environment, subject), "id": request.id,
+        "input": request.input, **{name: value for name, value in optional if value},
+        **{name: value for name, value in request.limits if value},
+    })  # fmt: skip
     return body
 
 
@@ -194,7 +191,6 @@ _TASK: Final[Table] = {
     "trace": TEXT, **dict.fromkeys(_LIMITS, COUNT),
 }  # fmt: skip
 _TASK_NEEDED: Final = ("aud", "id", "input")
-_TASK_USUAL: Final = 5  # v, typ, and those; more is looked for
 
 
 def _task(
@@ -209,16 +205,13 @@ def _task(
     task_id, get = values["id"], values.get
     if not subjects.is_id(task_id):
         raise malformed("`id` is not of [A-Za-z0-9_-]{1,64} or begins with `_`")
+    limits = () if values.keys().isdisjoint(_LIMITS) else _LIMITS
     request = TaskRequest(
         tenant, name, TaskId(task_id), values["input"], get("ct", ""), fresh=get("fresh", False),
-        submitted_at=submitted_at,
+        submitted_at=submitted_at, expires_at=get("expires_at", 0),
+        not_before=get("not_before", 0), attempts_max=get("attempts_max", 0),
+        limits=tuple([(n, v) for n in limits if (v := get(n, 0))]), trace=get("trace", ""),
     )  # fmt: skip
-    if len(values) > _TASK_USUAL:
-        request = replace(
-            request, expires_at=get("expires_at", 0), not_before=get("not_before", 0),
-            attempts_max=get("attempts_max", 0), trace=get("trace", ""),
-            limits=tuple((n, v) for n in _LIMITS if (v := get(n, 0))),
-        )  # fmt: skip
     return _bounded(request, input_max)
 
 
@@ -305,7 +298,7 @@ def _check_size(size: int, most: int) -> None:
 def encode_sealed(sealed: Sealed) -> bytes:
     """The body of an authenticated envelope."""
     proof, session = sealed.proof, {"session": sealed.session} if sealed.session else {}
-    body: bytes = msgpack.packb({
+    body: bytes = pack({
         "v": sealed.version, "typ": sealed.typ, "aud": sealed.aud, "id": sealed.id, "by": sealed.by,
         "iat": sealed.iat, "payload": sealed.payload, "count": proof.count, "index": proof.index,
         "path": proof.path, "sig": proof.signature, **session,
@@ -360,7 +353,7 @@ def retry_version(request: TaskRequest) -> int:
 
 def encode_retry(request: TaskRequest, origin: Origin) -> bytes:
     """The payload that asks for `request` again, with its counters and the submitter's message."""
-    payload: bytes = msgpack.packb({
+    payload: bytes = pack({
         "attempt": request.attempt, "crashes": request.crashes, "not_before": request.not_before,
         "submitted_at": request.submitted_at, "history": _history(request.history),
         **({"of": request.of} if request.of else {}), **_origin_fields(origin),
@@ -417,7 +410,17 @@ def decode_retry(
 
 
 _RECEIPT: Final = tuple(Receipt.__dataclass_fields__)
-_receipt_values: Final = attrgetter(*_RECEIPT)
+# The fields of both kinds of record as they are written, and where a record has them.
+_HEAD: Final = (
+    "task", "attempt", "attempts_max", "submitted_at", "finished_at", "version", "trace", "history",
+)  # fmt: skip
+_RESULT_NAMES: Final = (*_HEAD, *_RECEIPT, "output", "ct", "degraded")
+_DEAD_NAMES: Final = (
+    *_HEAD, *_RECEIPT, "code", "message", "hint", "facts", "logs", "discarded_at",
+)  # fmt: skip
+_PLACES: Final = {"ct": "content_type", **{name: f"receipt.{name}" for name in _RECEIPT}}
+_result_values: Final = attrgetter(*(_PLACES.get(name, name) for name in _RESULT_NAMES))
+_dead_values: Final = attrgetter(*(_PLACES.get(name, name) for name in _DEAD_NAMES))
 
 
 def record_version(record: Record) -> int:
@@ -427,30 +430,28 @@ def record_version(record: Record) -> int:
 
 def encode_record(record: Record, version: int = VERSION) -> bytes:
     """The payload of a `result` or `dead` envelope; what `version` cannot hold is left out."""
-    values: dict[str, object] = {
-        "task": record.task, "attempt": record.attempt, "attempts_max": record.attempts_max,
-        "submitted_at": record.submitted_at, "finished_at": record.finished_at,
-        "version": record.version, "trace": record.trace, "history": _history(record.history),
-    }  # fmt: skip
-    values |= zip(_RECEIPT, _receipt_values(record.receipt), strict=True)
-    if record.code:
-        values |= {
-            "code": record.code, "message": record.message, "hint": record.hint,
-            "facts": record.facts[:ITEMS_MAX], "logs": record.logs[-TAIL_LINES_MAX:],
-            "discarded_at": record.discarded_at,
-        }  # fmt: skip
-        if record.origin is not None:
-            values |= _origin_fields(record.origin)
-    else:
-        values |= {"output": record.output, "ct": record.content_type, "degraded": record.degraded}
-    if version > 1:
-        values |= {
-            "limits": record.limits[:ITEMS_MAX], "last_calls": record.last_calls[-LAST_CALLS_MAX:],
-            "signers": record.signers[:SIGNERS_MAX], "cause": record.cause,
-        }  # fmt: skip
     # Empty values are left out: a record of the common case is a third of the size.
-    payload: bytes = msgpack.packb({name: value for name, value in values.items() if value})
+    if record.code:
+        plain = zip(_DEAD_NAMES, _dead_values(record), strict=True)
+    else:
+        plain = zip(_RESULT_NAMES, _result_values(record), strict=True)
+    values = {name: value for name, value in plain if value}
+    if record.history:
+        values["history"] = _history(record.history)
+    if record.code:
+        values |= _filled(facts=record.facts[:ITEMS_MAX], logs=record.logs[-TAIL_LINES_MAX:])
+        values |= _filled(**_origin_fields(record.origin)) if record.origin else {}
+    if version > 1:
+        values |= _filled(
+            limits=record.limits[:ITEMS_MAX], last_calls=record.last_calls[-LAST_CALLS_MAX:],
+            signers=record.signers[:SIGNERS_MAX], cause=record.cause,
+        )  # fmt: skip
+    payload: bytes = pack(values)
     return payload
+
+
+def _filled(**values: object) -> dict[str, object]:
+    return {name: value for name, value in values.items() if value}
 
 
 _RECEIPT_TEXTS: Final = ("digest", "engine", "containment")
