@@ -199,6 +199,9 @@ class Wire:
             self.published.set_result(outgoing)
         on_answer(Stored(1))
 
+    def push(self) -> None:
+        """Nothing waits here."""
+
     def ack(self, lease: str) -> None:
         """Nobody waits for it."""
         del lease

@@ -219,6 +219,8 @@ class Pool:
                 self._send(sandbox, queue.popleft())
             if not queue:
                 del self._queues[tenant]
+        for sandbox in self._sandboxes:
+            sandbox.flush()
         if self._queues:
             now = time.monotonic()
             waited = {tenant: now - queue[0].queued_at for tenant, queue in self._queues.items()}

@@ -21,6 +21,9 @@ class Outbox(Protocol):
     ) -> None:
         """Store a message; the answer comes exactly once."""
 
+    def push(self) -> None:
+        """What was published in this turn of the loop is all: it leaves now."""
+
     def ack(self, lease: str) -> None:
         """The delivery is settled."""
 

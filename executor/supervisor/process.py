@@ -234,13 +234,14 @@ class SandboxProcess(asyncio.Protocol):
         return self.retiring and (not first or (self.leaving and first > self.ends_after))
 
     def run(self, job: Job, run: Run) -> None:
-        """Send an attempt; what one loop turn sends travels in one write."""
+        """Take an attempt; `flush` sends it, with all that were taken before."""
         jobs = self._jobs
         if not jobs:
             self._last_sign = time.monotonic()
         jobs[run.seq] = job
         self.attempts += 1
-        self._queue(self._conversation.run(run))
+        self._unsent.append(self._conversation.run(run))
+        self._queued += len(self._unsent[-1])
         seconds = job.limits.deadline_ms / 1000
         if self._timer is None or time.monotonic() + seconds < self._timer_due:
             self._arm(seconds)
@@ -264,7 +265,7 @@ class SandboxProcess(asyncio.Protocol):
         """The socket is with the event loop."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        self._flush()
+        self.flush()
 
     def data_received(self, data: bytes) -> None:
         """Frames of the sandbox; anything illegal ends it."""
@@ -324,11 +325,12 @@ class SandboxProcess(asyncio.Protocol):
 
     def _queue(self, data: bytes) -> None:
         if not self._unsent:
-            self.loop.call_soon(self._flush)
+            self.loop.call_soon(self.flush)
         self._unsent.append(data)
         self._queued += len(data)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Send what was taken."""
         transport = getattr(self, "_transport", None)
         if transport is not None and self._unsent:
             transport.write(b"".join(self._unsent))

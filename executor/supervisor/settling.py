@@ -136,6 +136,7 @@ class Settler:
                 except Exception as error:  # noqa: BLE001 - it must not keep the others waiting
                     self.telemetry.log.event("bug", id=job.request.id, error=repr(error))
                     self.on_settled(job, "")
+        self.outbox.push()
 
     def _publish(self, job: Job, outgoing: Outgoing, looks: int) -> None:
         if job.settled:

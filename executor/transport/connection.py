@@ -245,6 +245,11 @@ class Connection:
             if self._sender is None:
                 self._wake()
 
+    def push(self) -> None:
+        """What was sent in this turn of the loop is all: it need not wait for its end."""
+        if self._link.quick and self.connected and not self._link.closing:
+            fast.push(self._link.client)
+
     async def _quiet(self) -> None:
         """Send nothing more, and wait a moment for the answers to what was asked."""
         self._paused = True

@@ -13,6 +13,7 @@ It reaches into nats-py's client, so it is used only with a version that is list
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -99,11 +100,47 @@ class Parser(parser.Parser):
         super().__init__(client)
         self._deliver = deliver  # by the number of the subscription
         self._needed = 0  # bytes of the message whose beginning lies in the buffer
+        self._reader: asyncio.StreamReader | None = None  # of the connection that is listened to
+        self._strange: list[tuple[int, bytes, bytes, bytes, bytes | None]] = []
 
     def reset(self) -> None:
         """A new connection begins."""
         super().reset()
         self._needed = 0
+        self._reader = None
+
+    def listen(self, reader: asyncio.StreamReader) -> None:
+        """Take messages as they arrive: to wake nats-py's task for them takes a turn of the loop.
+
+        What is no message goes to that task, and all that follows until it has read it.
+        """
+        feed = reader.feed_data
+        self._reader = reader
+
+        def take(data: bytes) -> None:
+            waiting = reader._waiter is not None and not reader._buffer  # type: ignore[attr-defined] # noqa: SLF001
+            if waiting and self._reader is reader and self.state == parser.AWAITING_CONTROL_LINE:
+                data = self._take(data)
+            if data:
+                feed(data)
+
+        setattr(reader, "feed_data", take)  # noqa: B010
+
+    def _take(self, data: bytes) -> bytes:
+        """Hand over the messages in front, and return what has to be read by nats-py."""
+        buffer = self.buf
+        buffer.extend(data)
+        with contextlib.suppress(nats.errors.ProtocolError):  # it meets that, too
+            while len(buffer) > self._needed and buffer[0] in _MESSAGES:
+                if not self._messages():
+                    return b""
+        self._strange.clear()  # nobody listens to these any more
+        if len(buffer) <= self._needed:
+            return b""
+        rest = bytes(buffer)
+        buffer.clear()
+        self._needed = 0
+        return rest
 
     async def parse(self, data: bytes = b"") -> None:
         """Take what the socket had. Raises `ProtocolError`."""
@@ -112,10 +149,14 @@ class Parser(parser.Parser):
             if self.state != parser.AWAITING_CONTROL_LINE or self.buf[0] not in _MESSAGES:
                 await super().parse()
                 return
-            if not await self._messages():
+            whole = self._messages()
+            strange, self._strange = self._strange, []
+            for one in strange:
+                await self.nc._process_msg(*one)  # noqa: SLF001
+            if not whole:
                 return
 
-    async def _messages(self) -> bool:
+    def _messages(self) -> bool:
         """Hand over the whole messages in front; False: the rest of one is to come."""
         data, place = bytes(self.buf), 0
         received = len(data)
@@ -150,7 +191,7 @@ class Parser(parser.Parser):
                 if deliver is not None:
                     deliver(message(words[1], reply, body, block))
                 else:
-                    await self.nc._process_msg(sid, words[1], reply, body, block)  # noqa: SLF001
+                    self._strange.append((sid, words[1], reply, body, block))
         except (ValueError, IndexError):
             raise nats.errors.ProtocolError from None
         finally:
@@ -188,6 +229,21 @@ def publish(
     queue = client._flush_queue  # noqa: SLF001 - its reader sends all that is pending, once a turn
     if queue is not None and queue.empty():
         queue.put_nowait(asyncio.get_running_loop().create_future())
+
+
+def push(client: Client) -> None:
+    """Send what is pending at once, if the socket has taken all that went before.
+
+    Else, and for whoever asks for nothing, nats-py's own task sends it in a later turn of the loop.
+    """
+    transport = client._transport  # noqa: SLF001
+    writer = getattr(transport, "_io_writer", None)
+    if transport is None or writer is None or writer.transport.get_write_buffer_size():
+        return
+    if client._pending_data_size:  # noqa: SLF001
+        transport.writelines(client._pending)  # noqa: SLF001
+        client._pending = []  # noqa: SLF001
+        client._pending_data_size = 0  # noqa: SLF001
 
 
 def pending(client: Client) -> int:

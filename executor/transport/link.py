@@ -84,7 +84,7 @@ class _Tls(TcpTransport):
 
 
 class _Client(Client):
-    """nats-py's client with six private methods mended (nats-py 2.16.0).
+    """nats-py's client with seven private methods mended (nats-py 2.16.0).
 
     A submitter chooses the bytes of subject and headers. Where they are no UTF-8, or no headers at
     all, nats-py raises inside its read loop, which then ends without a word: connected, and deaf.
@@ -112,6 +112,12 @@ class _Client(Client):
         # Module globals of nats-py: there is no other way to its patterns. They match all that
         # the originals match in what a server sends.
         parser.MSG_RE, parser.HMSG_RE = _MSG, _HMSG
+
+    async def _read_loop(self) -> None:
+        reader = getattr(self._transport, "_io_reader", None)
+        if isinstance(self._ps, fast.Parser) and reader is not None:
+            self._ps.listen(reader)
+        await super()._read_loop()
 
     async def _process_msg(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None

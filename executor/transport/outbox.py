@@ -204,6 +204,10 @@ class Outbox:
         if self._timer is None:
             self._timer = loop.call_later(self._sweep_s / 2, self._sweep)
 
+    def push(self) -> None:
+        """What was published in this turn of the loop is all: it leaves now."""
+        self._connection.push()
+
     def _send(self, number: str, entry: _Entry, now: float) -> None:
         # Not while disconnected: the reconnect sends it, once.
         if self._connection.connected:

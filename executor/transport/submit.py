@@ -80,6 +80,8 @@ class Submitter:
 
         await self._enter()
         self._publish(Submission(subject, body, headers), answer)
+        if self._outbox.pending == 1:  # of many at once each would be a packet of its own
+            self._outbox.push()
         outcome = _outcome(await future, subject)
         if isinstance(outcome, ExecutorError):
             raise outcome
@@ -107,6 +109,7 @@ class Submitter:
             done.clear()
             self._publish(submission, functools.partial(answered, index, submission.subject))
         if left:
+            self._outbox.push()
             await done.wait()
         return [outcome for outcome in outcomes if outcome is not None]
 

@@ -210,3 +210,89 @@ def test_an_unlisted_version_goes_the_plain_way(
         assert (await connect(server))._link.quick
 
     run(body())
+
+
+class _Reader:
+    """What nats-py's task reads from, as far as `listen` looks at it."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._waiter: object | None = object()
+
+    def feed_data(self, data: bytes) -> None:
+        """Kept for the task, which wakes up."""
+        self._buffer += data
+        self._waiter = None
+
+
+@settings(max_examples=150, deadline=None)
+@given(said=st.lists(_said(), max_size=8), step=st.integers(1, 60), lag=st.integers(0, 3))
+def test_what_is_taken_as_it_arrives_reads_alike(said: list[bytes], step: int, lag: int) -> None:
+    """Messages that never reach nats-py's task keep their order with all that does."""
+    data = b"".join(said)
+    taken: list[Any] = []
+    deliver: dict[int, fast.Deliver] = {}
+    ear = _Ear(deliver)
+    deliver |= dict.fromkeys((1, 2, 3), lambda message: ear.heard.append((message.data,)))
+
+    async def read() -> None:
+        made, reader = fast.Parser(ear, deliver), _Reader()
+        made.listen(reader)  # type: ignore[arg-type]
+        for number, place in enumerate(range(0, len(data) + step * (lag + 1), step)):
+            reader.feed_data(data[place : place + step])
+            if reader._buffer and number % (lag + 1) == lag:  # its task is late
+                waiting, reader._buffer = bytes(reader._buffer), bytearray()
+                taken.append(waiting)
+                await made.parse(waiting)
+                reader._waiter = object()
+
+    asyncio.run(read())
+    assert ear.heard == [_body(one) for one in said if not one.startswith(b"+OK")]
+    if not any(one.startswith((b"PING", b"+OK")) for one in said):
+        assert taken == []  # its task was never woken
+
+
+def _body(said: bytes) -> tuple[str | bytes]:
+    """What is heard of it."""
+    if said.startswith(b"PING"):
+        return ("ping",)
+    line, _, rest = said.partition(b"\r\n")
+    words = line.split(b" ")
+    head = int(words[-2]) if said.startswith(b"HMSG") else 0
+    return (rest[head : int(words[-1])],)
+
+
+@pytest.mark.parametrize("data", [b"MSG a 1 x\r\n", b"MOO a 1 3\r\nabc\r\n", b"MSG a 1\r\n"])
+def test_what_no_server_says_is_left_to_the_task(data: bytes) -> None:
+    """The task that ends the connection meets the same bytes, behind what was good."""
+    heard: list[bytes] = []
+    reader = _Reader()
+    made = fast.Parser(_Ear({}), {1: lambda message: heard.append(message.data)})
+    made.listen(reader)  # type: ignore[arg-type]
+    reader.feed_data(b"MSG a 1 3\r\nabc\r\n" + data)
+    assert heard == [b"abc"]
+    assert bytes(reader._buffer) == data
+    with pytest.raises(nats.errors.ProtocolError):
+        asyncio.run(made.parse(data))
+
+
+def test_what_is_pushed_leaves_in_this_turn(server: NatsServer) -> None:
+    """All that was sent is with the socket at once, unless that still holds something."""
+
+    async def body() -> None:
+        connection = await connect(server)
+        client = connection._link.client
+        connection.send("nobody", b"x" * 100)
+        assert fast.pending(client) > 100
+        connection.push()
+        assert fast.pending(client) == 0
+        transport = client._transport._io_writer.transport  # type: ignore[union-attr]
+        while not transport.get_write_buffer_size():  # more than the socket takes at once
+            transport.write(b"PUB nobody 100000\r\n" + bytes(100_000) + b"\r\n")
+        connection.send("nobody", b"y")
+        connection.push()
+        assert fast.pending(client) > 0
+        await connection.flush()
+        assert fast.pending(client) == 0
+
+    run(body())

@@ -144,6 +144,9 @@ class ModelConnection(Connection):
         else:
             self._up(self._line, _Queued(subject, payload, reply, headers or {}))
 
+    def push(self) -> None:
+        """Nothing waits for the end of a turn here."""
+
     def _copies(self) -> int:
         if not self.weather.loss and not self.weather.double:
             return 1

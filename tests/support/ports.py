@@ -146,6 +146,9 @@ class Wire:
             self._say(type(answer).__name__.lower(), outgoing.subject)
         on_answer(answer)
 
+    def push(self) -> None:
+        """Nothing waits here."""
+
     def ack(self, lease: str) -> None:
         """Settle; refuses what has no record yet."""
         place = "_" + lease.removeprefix("lease-").partition(".")[0]
