@@ -24,7 +24,7 @@ from benchmarks.environments import ROOT
 from benchmarks.note import note
 from benchmarks.options import Options
 from benchmarks.peers.blocks import measure
-from benchmarks.peers.in_wasmtime import linked, reused
+from benchmarks.peers.in_wasmtime import inside, linked, reused
 from benchmarks.peers.work import WORDS
 from benchmarks.section import Section
 from executor.core import envelope, seal, signature
@@ -36,6 +36,7 @@ from executor.transport.server import PrivateServer
 from tests.support import guests
 
 Pair = tuple[Callable[[], object], Callable[[], object], int]  # on, off, calls in one
+Inside = Callable[[float], list[float]]  # seconds to µs of each
 
 _ARITHMETIC: Final = (
     guests.RUN.replace("(result i32) ", "(result i32) (local $n i32) (local $x i32) ", 1)
@@ -45,9 +46,11 @@ _ARITHMETIC: Final = (
     " (i32.store (i32.const 0) (local.get $x))"
     " (call $output_write (i32.const 0) (i32.const 4)) (i32.const 0))"
 )
+_WORDCOUNT: Final = ROOT / "tasks_wasm" / "wordcount" / "wordcount.wasm"
 _BATCHES: Final = (1, 8, 64)
 _NOTES: Final = {
-    "fuel, word count": "an engine of the library with and without fuel; fresh instance, no pool",
+    "fuel, word count": "an engine of the library with and without fuel; what runs in a fresh "
+    "instance alone, without what makes it",
     "fuel, arithmetic": "the same with a loop of 100,000 multiplications",
     "jail": "sandboxes of a fork server whose children skip the lock-down, 1 KB echo, 64 in flight",
     "fresh instance": "a Store and Instance for each call beside one that is kept; no pool",
@@ -95,8 +98,8 @@ def _telemetry() -> tuple[Telemetry, Telemetry, list[TracerProvider | MeterProvi
 
 def pairs(listening: Telemetry, silent: Telemetry) -> dict[str, Pair]:
     """What is measured in this process."""
-    words = (ROOT / "tasks_wasm" / "wordcount" / "wordcount.wasm").read_bytes()
-    sums, echo = guests.assemble(_ARITHMETIC), guests.assemble(guests.ECHO)
+    words = _WORDCOUNT.read_bytes()
+    echo = guests.assemble(guests.ECHO)
     seed = guests.seed("benchmark")
     key, stub = SecretKey(seed), Unsigned(seed)
     drafts = {count: _drafts(count) for count in _BATCHES}
@@ -105,9 +108,6 @@ def pairs(listening: Telemetry, silent: Telemetry) -> dict[str, Pair]:
     finished = Finished(Result(b"{}"), Receipt(digest="0" * 64))
     facts = AttemptFacts(1, 1, 2, 3, "result")
     return {
-        "fuel, word count": (linked(words, payload=WORDS),
-                             linked(words, payload=WORDS, fuel=False), 1),
-        "fuel, arithmetic": (linked(sums), linked(sums, fuel=False), 1),
         "fresh instance": (linked(echo), reused(echo), 1),
         **{f"signed outcome, {n} in a batch": (
             lambda d=drafts[n]: seal.seal(key, d, at=1),  # type: ignore[misc]
@@ -117,6 +117,16 @@ def pairs(listening: Telemetry, silent: Telemetry) -> dict[str, Pair]:
                       lambda: silent.attempt(request, finished, facts), 1),
         "module signature": (lambda: signature.verify_module(signed, [key.public]),
                              lambda: None, 1),
+    }  # fmt: skip
+
+
+def _fuel() -> dict[str, tuple[Inside, Inside]]:
+    """What runs in an instance, with fuel and without."""
+    words, sums = _WORDCOUNT.read_bytes(), guests.assemble(_ARITHMETIC)
+    return {
+        "fuel, word count": (inside(words, fuel=True, payload=WORDS),
+                             inside(words, fuel=False, payload=WORDS)),
+        "fuel, arithmetic": (inside(sums, fuel=True), inside(sums, fuel=False)),
     }  # fmt: skip
 
 
@@ -177,7 +187,7 @@ async def run(options: Options) -> list[Section]:
     }
     seconds = options.pick(options.seconds, 0.4, 0.05)
     listening, silent, providers = _telemetry()
-    measured = pairs(listening, silent)
+    measured, burning = pairs(listening, silent), _fuel()
     for round_ in range(options.count(options.rounds, 5, 1)):
         for name, (on, off, calls) in measured.items():
             note(f"safety, round {round_ + 1}: {name}")
@@ -185,7 +195,13 @@ async def run(options: Options) -> list[Section]:
             found = {call: measure(call, seconds, 4) for call in turns}
             _pair(section, name, round_, [v / calls for v in found[on]],
                   [v / calls for v in found[off]])  # fmt: skip
-        note(f"safety, round {round_ + 1}: jail, outcomes")
+        note(f"safety, round {round_ + 1}: fuel, jail, outcomes")
+        for name, (burns, free) in burning.items():
+            if round_ % 2:
+                without, with_ = free(seconds), burns(seconds)
+            else:
+                with_, without = burns(seconds), free(seconds)
+            _pair(section, name, round_, with_, without)
         for locked, unlocked in containment.jail_us():
             _pair(section, "jail", round_, [locked], [unlocked])
         await _outcomes(section, round_, options.count(options.tasks, 10_000, 1_000))

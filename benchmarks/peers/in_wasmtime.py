@@ -6,6 +6,7 @@ python -m benchmarks.peers.in_wasmtime SECONDS ECHO CALLS, two files of Wasm
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,18 +93,38 @@ def naive(code: bytes) -> Callable[[], bytearray]:
     return call
 
 
-def linked(code: bytes, *, fuel: bool = True, payload: bytes = PAYLOAD) -> Callable[[], bytearray]:
+def linked(code: bytes) -> Callable[[], bytearray]:
     """Module, Linker and InstancePre once; a Store and an Instance for each call."""
-    engine, output = new_engine(fuel=fuel), bytearray()
-    pre = new_linker(engine, output, payload).instantiate_pre(Module(engine, code))
+    engine, output = new_engine(), bytearray()
+    pre = new_linker(engine, output).instantiate_pre(Module(engine, code))
 
     def call() -> bytearray:
-        store = new_store(engine, fuel=fuel)
+        store = new_store(engine)
         run(store, pre.instantiate(store), output)
         store.close()
         return output
 
     return call
+
+
+def inside(code: bytes, *, fuel: bool, payload: bytes = PAYLOAD) -> Callable[[float], list[float]]:
+    """In fresh instances, the guest's run alone: µs of each, for so many seconds."""
+    engine, output = new_engine(fuel=fuel), bytearray()
+    pre = new_linker(engine, output, payload).instantiate_pre(Module(engine, code))
+
+    def measure(seconds: float) -> list[float]:
+        found: list[float] = []
+        until = time.perf_counter() + seconds
+        while not found or time.perf_counter() < until:
+            store = new_store(engine, fuel=fuel)
+            instance = pre.instantiate(store)
+            begin = time.perf_counter()
+            run(store, instance, output)
+            found.append((time.perf_counter() - begin) * 1e6)
+            store.close()
+        return found
+
+    return measure
 
 
 def reused(code: bytes) -> Callable[[], bytearray]:
