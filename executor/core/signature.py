@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import hashlib
 import hmac
 import struct
@@ -110,10 +111,14 @@ class PublicKey:
         if self.is_weak:
             return False
         try:
-            Ed25519PublicKey.from_public_bytes(self.raw).verify(signature, message)
+            _loaded(self.raw).verify(signature, message)
         except InvalidSignature:
             return False
         return True
+
+
+# As the library has it; to make it takes a sixth of the time of a check.
+_loaded: Final = functools.lru_cache(maxsize=256)(Ed25519PublicKey.from_public_bytes)
 
 
 def _public(data: bytes) -> bytes:

@@ -228,14 +228,14 @@ class Connection:
         While disconnected the queue keeps up to 64 MiB; what does not fit is dropped with an
         event. Whoever needs certainty asks for an answer and repeats.
         """
-        link, size = self._link, len(payload)
-        client = link.client
+        link, client = self._link, self._link.client
         if (
             link.quick and not self._queue and not self._paused and not link.closing
-            and fast.takes(client, size, BUFFER_MAX)
+            and fast.publish(client, subject, payload, reply, headers, BUFFER_MAX)
         ):  # fmt: skip
-            fast.publish(client, subject, payload, reply, headers)
-        elif link.closing or self._queued_bytes + fast.pending(client) + size > BUFFER_MAX:
+            return
+        size = len(payload)
+        if link.closing or self._queued_bytes + fast.pending(client) + size > BUFFER_MAX:
             self.event("error", {"what": "send queue full or closed", "subject": subject})
         elif size > client.max_payload:
             self.event("error", {"what": "too large", "subject": subject})

@@ -209,10 +209,20 @@ def encode_headers(headers: dict[str, str]) -> bytes:
 
 
 def publish(
-    client: Client, subject: str, payload: bytes, reply: str, headers: dict[str, str] | None
-) -> None:
-    """Add a publish to what `client` sends next; it must be connected."""
+    client: Client, subject: str, payload: bytes, reply: str, headers: dict[str, str] | None,
+    most: int,
+) -> bool:  # fmt: skip
+    """Add a publish to what `client` sends next, unless it cannot go out as it is.
+
+    It goes while the client is connected, if at most `most` bytes wait.
+    """
     size = len(payload)
+    if (
+        client._status != Client.CONNECTED  # noqa: SLF001
+        or size > client._max_payload  # noqa: SLF001
+        or client._pending_data_size + size > most  # noqa: SLF001
+    ):
+        return False
     if headers:
         block = encode_headers(headers)
         whole = len(block) + size
@@ -229,6 +239,7 @@ def publish(
     queue = client._flush_queue  # noqa: SLF001 - its reader sends all that is pending, once a turn
     if queue is not None and queue.empty():
         queue.put_nowait(asyncio.get_running_loop().create_future())
+    return True
 
 
 def push(client: Client) -> None:
@@ -249,15 +260,6 @@ def push(client: Client) -> None:
 def pending(client: Client) -> int:
     """The bytes that wait to be sent."""
     return client._pending_data_size  # noqa: SLF001
-
-
-def takes(client: Client, size: int, most: int) -> bool:
-    """Whether a publish of `size` bytes goes out as it is, with at most `most` waiting."""
-    return (
-        client._status == Client.CONNECTED  # noqa: SLF001
-        and size <= client._max_payload  # noqa: SLF001
-        and client._pending_data_size + size <= most  # noqa: SLF001
-    )
 
 
 class _Ear:
