@@ -109,6 +109,7 @@ class Turn:
     tasks: int = 0
     seconds: float = 0.0
     latency_ms: list[float] = field(default_factory=list)
+    arrived_ms: list[float] = field(default_factory=list)  # of who verifies: without that
     cpu_us: dict[str, float] = field(default_factory=dict)  # a task, by role
 
     @property
@@ -202,7 +203,8 @@ class Stage:
             turn.tasks, turn.seconds = flow["tasks"], flow["seconds"]
             turn.cpu_us = {r: (after[r] - before[r]) * 1e6 / turn.tasks for r in after}
             _go(driver)
-            turn.latency_ms = (await self._part(driver, "latency", latency_s))["values"]
+            latency = await self._part(driver, "latency", latency_s)
+            turn.latency_ms, turn.arrived_ms = latency["values"], latency["arrived"]
             _go(driver)
             await asyncio.wait_for(driver.wait(), _STOP_S)
             return turn

@@ -28,7 +28,10 @@ class Caller(Protocol):
         """Ask for so many tasks; returns when all are stored."""
 
     async def result(self, handle: Any) -> object:
-        """The result of one, as the work's dictionary or its JSON."""
+        """The result of one, as the work's dictionary or its JSON.
+
+        Who verifies it keeps in `verified_s` how long that took.
+        """
 
 
 async def _flow(caller: Caller, seconds: float) -> tuple[int, float]:
@@ -46,16 +49,22 @@ async def _flow(caller: Caller, seconds: float) -> tuple[int, float]:
     return done, time.perf_counter() - began
 
 
-async def _one_by_one(caller: Caller, seconds: float) -> list[float]:
-    """Milliseconds from submission to result with nothing else in flight."""
+async def _one_by_one(caller: Caller, seconds: float) -> dict[str, list[float]]:
+    """Milliseconds from submission to result with nothing else in flight, and what part of it.
+
+    Of a caller that verifies, `arrived` is without that.
+    """
     taken: list[float] = []
+    arrived: list[float] = []
     end = time.perf_counter() + seconds
     async with asyncio.timeout(seconds + _RESULT_S):
         while (began := time.perf_counter()) < end:
             [handle] = await caller.submit(1)
             work.check(await caller.result(handle))
             taken.append((time.perf_counter() - began) * 1000)
-    return taken
+            if hasattr(caller, "verified_s"):
+                arrived.append(taken[-1] - caller.verified_s * 1000)
+    return {"values": taken, "arrived": arrived}
 
 
 async def _say(**facts: Any) -> None:
@@ -72,4 +81,4 @@ async def drive(caller: Caller, flow_s: float, latency_s: float) -> None:
     await _say(part="ready")
     tasks, seconds = await _flow(caller, flow_s)
     await _say(part="flow", tasks=tasks, seconds=seconds)
-    await _say(part="latency", values=await _one_by_one(caller, latency_s))
+    await _say(part="latency", **await _one_by_one(caller, latency_s))

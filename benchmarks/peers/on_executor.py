@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -31,14 +32,17 @@ class Submitter:
         self._waiting: dict[str, asyncio.Future[bytes]] = {}
         self._raw = raw
         self._number = 0
+        self.verified_s = 0.0  # the last record
 
     def heard(self, message: StoredMessage) -> None:
         """Verify a record; what does not hold raises and ends the run."""
         future = self._waiting.pop(message.subject.rsplit(".", 1)[1], None)
         if future is not None:
+            began = time.perf_counter()
             record = self._opener.record(
                 message.subject, message.body, stored_at=message.stored_at_ms
             )
+            self.verified_s = time.perf_counter() - began
             future.set_result(record.output if not record.code else record.code.encode())
 
     def _wait(self, task_id: str) -> asyncio.Future[bytes]:
