@@ -20,7 +20,11 @@ from executor.model import KIB
 VERSION: Final = 1
 _TIME_MAX: Final = 9_200_000_000_000  # 2261: beyond 2262 the server's clock overflows
 _TEXT_MAX: Final = 8_192
-BYTES_MAX: Final = 64 * KIB  # every executor keeps all of CONTROL in memory
+BYTES_MAX: Final = 64 * KIB  # every executor reads all of CONTROL
+# Around the largest field, a schedule's input: its other fields, the seal and the certificate of a
+# session, each of some hundred bytes. What is larger nobody says, and nobody stores or believes.
+_AROUND: Final = 4 * KIB
+ENTRY_MAX: Final = BYTES_MAX + _AROUND
 
 Value = str | int | bytes
 

@@ -173,6 +173,8 @@ class Opener:
 
     def said(self, key: str, data: bytes, *, stored_at: int) -> Said:
         """What an entry of CONTROL says. Raises `NotAuthenticError`."""
+        if len(data) > control.ENTRY_MAX:
+            raise NotAuthenticError("too large for an entry")
         try:
             sealed = envelope.decode_sealed(data)
             self._bound(sealed, "control", key, _last(key))

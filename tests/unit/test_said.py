@@ -22,7 +22,7 @@ from executor.core.seal import (
 from executor.core.signature import SecretKey
 from executor.errors import ExecutorError
 from executor.model import Receipt, TaskId, TaskRequest
-from tests.support import guests
+from tests.support import guests, speech
 
 BOSS, ASKER, HOST, STRANGER = guests.OPERATOR, guests.AUTHOR, guests.HOST, guests.STRANGER
 NOW: Final = 1_800_000_000_000
@@ -386,3 +386,13 @@ def test_a_time_that_is_over_in_one_table_is_over() -> None:
             opener.said(KEY, entry(fields=FIELDS), stored_at=NOW)
     opener = replace(OPENER, operators=still, submitters=still)
     assert opener.said(KEY, entry(fields=FIELDS), stored_at=NOW).fields == FIELDS
+
+
+def test_no_entry_is_larger_than_the_bound() -> None:
+    """What stores and readers refuse is little more than the largest that anybody may say."""
+    sizes = sorted(map(len, speech.largest().values()))
+    assert sizes[-1] <= control.ENTRY_MAX < sizes[-1] + 2048
+    fields: dict[str, control.Value] = {"code": "x" * 8_192, "task": "x" * 8_192, "at": NOW}
+    padded = entry(QUARANTINE, fields | {"by": "x" * 8_192}, signer=HOST)
+    assert said(padded, QUARANTINE) == ""
+    assert said(padded.ljust(control.ENTRY_MAX + 1), QUARANTINE) == "too large for an entry"
