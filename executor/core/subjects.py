@@ -191,6 +191,11 @@ def recurring(tenant: str, name: str, schedule_id: str) -> str:
     return _join("later", tenant, name, schedule_id, _RECURRING)
 
 
+def all_recurring(tenant: str) -> str:
+    """The filter of a tenant's recurring schedules."""
+    return f"later.{_join(tenant)}.*.*.{_RECURRING}"
+
+
 def is_recurring(subject: str) -> bool:
     """Whether a recurring schedule stands there, as far as the subject tells."""
     return subject.startswith("later.") and subject.endswith(f".{_RECURRING}")
