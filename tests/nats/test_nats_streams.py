@@ -261,7 +261,9 @@ def test_a_flood_of_control_takes_nothing_away(server: NatsServer) -> None:
         connection = await connect(server)
         await streams.apply(connection, [], streams.Options(control_max_bytes=1024 * 1024))
         bucket = Control(connection)
-        said = {f"pause.acme.t{number}": bytes(400) for number in range(8)}
+        why: dict[str, control.Value] = {"at": 1, "why": ""}
+        keys = [subjects.pause_key("acme", f"t{number}") for number in range(8)]
+        said = {key: speech.value("pause", key, why) for key in keys}
         for key, value in said.items():
             await bucket.put(key, value)
 
@@ -275,7 +277,7 @@ def test_a_flood_of_control_takes_nothing_away(server: NatsServer) -> None:
             assert caught.value.code == "transport.stream-full"
         stands = await bucket.entries("pause")
         assert {key: stored.body for key, stored in stands.items()} == said
-        await bucket.put("pause.acme.t0", bytes(300))
+        await bucket.put(keys[0], speech.value("pause", keys[0]), ttl_s=REMOVED_S)
 
     run(body())
 
