@@ -275,9 +275,15 @@ def test_a_flood_of_control_takes_nothing_away(server: NatsServer) -> None:
             with pytest.raises(ExecutorError) as caught:
                 await flood(size)
             assert caught.value.code == "transport.stream-full"
+            assert "purge KV_CONTROL" in caught.value.hint
         stands = await bucket.entries("pause")
         assert {key: stored.body for key, stored in stands.items()} == said
         await bucket.put(keys[0], speech.value("pause", keys[0]), ttl_s=REMOVED_S)
+        # The way out, which the hint says.
+        filter_ = {"filter": "$KV.CONTROL.cancel.acme.>"}
+        await connection.api("STREAM.PURGE.KV_CONTROL", filter_)
+        await bucket.put("pause.acme.more", said[keys[0]])
+        assert len(await bucket.entries()) == len(keys) + 1
 
     run(body())
 
