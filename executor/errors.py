@@ -180,7 +180,7 @@ _ROWS: Final[tuple[tuple[str, Class, str, str, str], ...]] = (
     ("transport.stream-mismatch", Class.SILENT, "operator",
      "a stream is not configured as this version needs it",
      "compare and mend it: executor nats apply"),
-    ("transport.stream-full", Class.SILENT, "operator", "the tenant's queue is full",
+    ("transport.stream-full", Class.SILENT, "operator", "a stream is full",
      "wait for the executors to catch up, or raise the tenant's `queue_max_mib`"),
     ("transport.lease-lost", Class.SILENT, "operator", "the lease on a delivery was lost",
      "nothing to do: the redelivery owns the task"),

@@ -15,7 +15,7 @@ import click
 
 from executor.cli import output
 from executor.cli.base import Family, Verb, run_async, split_task, state
-from executor.cli.control import with_control
+from executor.cli.control import is_known, with_control
 from executor.cli.heartbeat import BEAT_S, GONE_MS
 from executor.cli.operate import duration_ms
 from executor.cli.sessions import operator_key
@@ -87,7 +87,16 @@ def pause(task: str, tenant: str | None, why: str) -> None:
     config = state().config(required=True)
     of_tenant, name = split_task(task, config, tenant)
     key = subjects.pause_key(of_tenant, name)
-    _speak(config, lambda speaker: speaker.say("pause", key, {"at": _now_ms(), "why": why[:500]}))
+
+    async def say(speaker: Speaker) -> bool:
+        """And whether there is such a task; said first, for it may be an emergency."""
+        await speaker.say("pause", key, {"at": _now_ms(), "why": why[:500]})
+        return await is_known(config, speaker.bucket, of_tenant, name)
+
+    known = _speak(config, say)
+    if not known:
+        state().out.warn(f"no release of {of_tenant}/{name} is known here: if that is a mistake, "
+                         f"executor resume {of_tenant}/{name}")  # fmt: skip
     state().out.data(
         {"schema": "executor.paused/1", "tenant": of_tenant, "task": name, "paused": True},
         f"{of_tenant}/{name} is paused · executor resume {name}",
@@ -207,10 +216,11 @@ async def look(config: Config, bucket: Control, connection: Connection) -> dict[
         stream = subjects.tasks_stream(tenant.name)
         try:
             found = await connection.api(f"CONSUMER.INFO.{stream}.{CONSUMER}")
+            put_off = await _put_off(connection, tenant.name)
         except ApiError:
             continue
         queues.append({"tenant": tenant.name, "queued": found["num_pending"],
-                       "in_hand": found["num_ack_pending"]})  # fmt: skip
+                       "in_hand": found["num_ack_pending"], "put_off": put_off})  # fmt: skip
     held_up: list[dict[str, Any]] = []
     for typ in ("pause", "quarantine", "breaker"):
         for key, fields in _entries(config, await bucket.entries(typ)).items():
@@ -220,6 +230,15 @@ async def look(config: Config, bucket: Control, connection: Connection) -> dict[
             held_up.append({"kind": typ, "what": key.partition(".")[2].replace(".", "/"), **fields})
     return {"schema": "executor.top/1", "at": output.timestamp(now), "executors": executors,
             "queues": queues, "held_up": held_up}  # fmt: skip
+
+
+async def _put_off(connection: Connection, tenant: str) -> int:
+    """How many tasks wait in LATER for their time; recurring schedules are none."""
+    call = f"STREAM.INFO.{subjects.later_stream(tenant)}"
+    only = {"subjects_filter": subjects.all_recurring(tenant)}
+    held = (await connection.api(call, only))["state"]
+    waiting: int = held["messages"] - sum((held.get("subjects") or {}).values())
+    return waiting
 
 
 def said_of(report: str) -> dict[str, Any]:
@@ -252,10 +271,10 @@ def page(seen: dict[str, Any]) -> str:
     else:
         parts.append("no executor serves · start one: executor serve")
     queues = [
-        (q["tenant"], output.number(q["queued"]), output.number(q["in_hand"]))
+        (q["tenant"], *(output.number(q[n]) for n in ("queued", "in_hand", "put_off")))
         for q in seen["queues"]
     ]
-    parts.append(output.table(("TENANT", "QUEUED", "IN HAND"), queues))
+    parts.append(output.table(("TENANT", "QUEUED", "IN HAND", "PUT OFF"), queues))
     held_up = [
         (h["kind"], h["what"], str(h.get("state") or h.get("why") or h.get("code") or "-"))
         for h in seen["held_up"]

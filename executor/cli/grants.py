@@ -17,15 +17,14 @@ from executor.cli.base import (
     state,
     write_file,
 )
-from executor.cli.control import with_control
+from executor.cli.control import live_release, with_control
 from executor.cli.documents import statement_of, under
 from executor.cli.modules import examine
 from executor.cli.serving import settings
 from executor.cli.usages import read_usages
 from executor.config import Config
-from executor.core import abi, policy, release, review, signature, subjects, usage
+from executor.core import abi, policy, review, signature, usage
 from executor.core.policy import Judged, Weighed
-from executor.core.seal import NotAuthenticError
 from executor.core.usage import TaskUse, Usage
 from executor.errors import TABLE, ExecutorError
 from executor.model import Release
@@ -114,7 +113,7 @@ async def _released(config: Config, tenant: str, task: str) -> bytes:
         settings(config, "executor-explain", "operator_", "publisher_"), lambda _n, _f: None
     )
     try:
-        live = await _live(config, connection, tenant, task)
+        live = await live_release(config, Control(connection), tenant, task)
         if live is None:
             raise ExecutorError("policy.task-unknown", f"`{tenant}/{task}`")
         data = await Objects(connection).get(live.digest, _MODULE_MAX)
@@ -123,23 +122,6 @@ async def _released(config: Config, tenant: str, task: str) -> bytes:
     if data is None:
         raise ExecutorError("module.not-found", f"`{live.digest}`")
     return data
-
-
-async def _live(config: Config, connection: Connection, tenant: str, task: str) -> Release | None:
-    """What the task's name stands for, as executors believe it."""
-    if config.signed:
-        from executor.trust.source import Source  # the library takes as long to load as click
-
-        return Source.of(config).load().releases.get((tenant, task))
-    key = subjects.release_key(tenant, task)
-    found = await Control(connection).get(key)
-    if found is None:
-        return None
-    try:
-        said = config.opener().said(key, found.body, stored_at=found.stored_at_ms)
-    except NotAuthenticError:
-        return None
-    return release.from_fields(said.fields, tenant, task) if said.fields else None
 
 
 @grant.command("diff", cls=Verb)

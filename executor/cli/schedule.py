@@ -22,6 +22,7 @@ from executor.cli.base import (
     state,
     with_input,
 )
+from executor.cli.control import is_known
 from executor.cli.operate import duration_ms
 from executor.cli.serving import settings
 from executor.cli.sessions import operator_key
@@ -153,8 +154,7 @@ async def _add(
 ) -> tuple[str, bool]:
     """What became of it, and whether its task is known."""
     bucket, opener = Control(connection), config.opener()
-    # Signed releases are known to executors alone, and it is only a warning.
-    known = config.signed or await bucket.get(subjects.release_key(*name[:2])) is not None
+    known = await is_known(config, bucket, *name[:2])
     key = subjects.schedule_key(*name)
     before = await bucket.get(key)
     there = _read(opener, key, before) if before else None

@@ -20,7 +20,11 @@ from executor.model import KIB
 VERSION: Final = 1
 _TIME_MAX: Final = 9_200_000_000_000  # 2261: beyond 2262 the server's clock overflows
 _TEXT_MAX: Final = 8_192
-BYTES_MAX: Final = 64 * KIB  # every executor keeps all of CONTROL in memory
+BYTES_MAX: Final = 64 * KIB  # every executor reads all of CONTROL
+# Around the largest field, a schedule's input: its other fields, the seal and the certificate of a
+# session, each of some hundred bytes. What is larger nobody says, and nobody stores or believes.
+_AROUND: Final = 4 * KIB
+ENTRY_MAX: Final = BYTES_MAX + _AROUND
 
 Value = str | int | bytes
 
@@ -33,6 +37,8 @@ TYPES: Final[Mapping[str, Mapping[str, type]]] = {
     "breaker": {"until": int, "trips": int, "by": str},
     "status": {"at": int, "report": str},  # the report is JSON for people, nothing is decided by it
     "usage": {"at": int, "report": bytes},  # as `core.usage` writes it; the same
+    # Entries as they were stored, by key: no copy of what they took the place of counts again.
+    "heard": {"entries": bytes},
     "schedule": {
         "at": int, "when": str, "zone": str, "input": bytes, "ct": str, "expires_ms": int,
     },
@@ -58,7 +64,7 @@ ACTIONS: Final[Mapping[str, str]] = {
     "release": "release", "cancel": "cancel", "pause": "pause", "quarantine": "quarantine",
     "schedule": "submit",
 }  # fmt: skip
-EXECUTORS_OWN: Final = frozenset({"breaker", "status", "quarantine", "usage"})
+EXECUTORS_OWN: Final = frozenset({"breaker", "status", "quarantine", "usage", "heard"})
 # Type → where its keys name the tenant, and the task, behind the type.
 _TENANT_AT: Final = {
     "release": 0, "cancel": 0, "pause": 0, "schedule": 0, "breaker": 1, "usage": 1,

@@ -70,14 +70,15 @@ class Firing:
 def from_fields(fields: Mapping[str, Value]) -> Schedule:
     """The schedule in a decoded entry of CONTROL. Errors  `message.malformed`."""
     when, zone, data = str(fields["when"]), str(fields["zone"]), fields["input"]
+    kind = str(fields["ct"])
     assert isinstance(data, bytes)
     # Both become headers: a line break would add others.
     for text in (when, zone):
         if len(text) > _HEADER_MAX or not text.isascii() or (text and not text.isprintable()):
             raise ExecutorError("message.malformed", "not a schedule's rule or time zone")
-    return Schedule(
-        when, zone, data, str(fields["ct"]), int(fields["expires_ms"]), int(fields["at"])
-    )
+    if len(kind) > _HEADER_MAX:
+        raise ExecutorError("message.malformed", "not a content type")
+    return Schedule(when, zone, data, kind, int(fields["expires_ms"]), int(fields["at"]))
 
 
 def read(

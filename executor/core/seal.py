@@ -31,7 +31,7 @@ FRESH_MS: Final = 300_000
 COMMAND_MS: Final = 60_000  # how long a command may be carried out
 
 # What an executor says of itself alone, under its own name.
-_OF_ITSELF: Final = frozenset({"status", "usage"})
+_OF_ITSELF: Final = frozenset({"status", "usage", "heard"})
 
 Signer = SecretKey | Session
 
@@ -173,6 +173,8 @@ class Opener:
 
     def said(self, key: str, data: bytes, *, stored_at: int) -> Said:
         """What an entry of CONTROL says. Raises `NotAuthenticError`."""
+        if len(data) > control.ENTRY_MAX:
+            raise NotAuthenticError("too large for an entry")
         try:
             sealed = envelope.decode_sealed(data)
             self._bound(sealed, "control", key, _last(key))

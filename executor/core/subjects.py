@@ -167,6 +167,11 @@ def status_key(executor: str) -> str:
     return _join("status", executor)
 
 
+def heard_key(executor: str) -> str:
+    """The key in CONTROL where an executor passes on what it heard lately."""
+    return _join("heard", executor)
+
+
 def usage_key(executor: str, tenant: str) -> str:
     """The key in CONTROL where an executor says what a tenant's tasks used."""
     return _join("usage", executor, tenant)
@@ -189,6 +194,11 @@ def parse_later(subject: str) -> tuple[str, str, str] | None:
 def recurring(tenant: str, name: str, schedule_id: str) -> str:
     """Where a recurring schedule stands, beside what waits there once."""
     return _join("later", tenant, name, schedule_id, _RECURRING)
+
+
+def all_recurring(tenant: str) -> str:
+    """The filter of a tenant's recurring schedules."""
+    return f"later.{_join(tenant)}.*.*.{_RECURRING}"
 
 
 def is_recurring(subject: str) -> bool:

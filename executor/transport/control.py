@@ -33,6 +33,11 @@ _DELETED: Final = frozenset({"DEL", "PURGE"})
 # How long a signed removal stands, so that whoever was away hears of it.
 REMOVED_S: Final = 7 * 24 * 3600
 _RESYNC_S: Final = 30.0
+# Whoever may write there can fill it; what stands is kept, and the tenant's own entries can go.
+_FULL: Final = (
+    "find who fills it: nats stream subjects KV_CONTROL; then, as a deployer: "
+    "nats stream purge KV_CONTROL --subject '$KV.CONTROL.cancel.TENANT.>'"
+)
 
 
 class Conflict(Exception):  # noqa: N818 - an answer, not an error
@@ -83,7 +88,9 @@ class Control:
         except ApiError as error:
             if error.err_code in CONFLICTS:
                 raise Conflict(key) from None
-            raise error.mapped(STREAM) from None
+            mapped = error.mapped(STREAM)
+            hint = _FULL if mapped.code == "transport.stream-full" else ""
+            raise ExecutorError(mapped.code, mapped.detail, hint=hint, **mapped.facts) from None
 
     async def get(self, key: str) -> StoredMessage | None:
         """Return what stands there, its revision as sequence, or None."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from executor.core import subjects
+from executor.core import control, subjects
 from executor.errors import ExecutorError
 from executor.transport.api import NOT_FOUND, ApiError
 from executor.transport.connection import Connection
@@ -30,6 +30,9 @@ _MIB: Final = 1024 * 1024
 # fits would stop all that follow it.
 _SOURCE_MARGIN: Final = 1 * _KIB
 MESSAGE_MAX_BYTES: Final = 1 * _MIB  # the server's default max_payload
+# What an entry of CONTROL has for headers: how long it stands, and which revision goes for it. The
+# server counts them with the value.
+_ENTRY_HEADERS: Final = 256
 # The server swaps headers when a schedule fires. One that was stored, but would be too large then,
 # stays for ever without a word (seen within 40 bytes of the limit): hence another margin.
 SCHEDULE_MARGIN: Final = _SOURCE_MARGIN + 1 * _KIB
@@ -194,7 +197,11 @@ def _consumer(options: Options) -> Config:
 
 def desired(tenants: Iterable[TenantQueue], options: Options) -> Iterator[Config]:
     """Every stream; what is put off before the queue that sources it."""
-    yield _heard(subjects.CONTROL_BUCKET, options.control_max_bytes, CONTROL_STORED, options)
+    yield {
+        **_heard(subjects.CONTROL_BUCKET, options.control_max_bytes, CONTROL_STORED, options),
+        # Tenants say their cancellations here, unsigned for all that the server knows.
+        "max_msg_size": control.ENTRY_MAX + _ENTRY_HEADERS,
+    }
     yield _modules(options)
     yield _heard(subjects.TRUST_BUCKET, options.trust_max_bytes, TRUST_STORED, options)
     for tenant in tenants:

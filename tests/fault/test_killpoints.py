@@ -45,6 +45,7 @@ DRIVER = ROOT / "tests" / "support" / "armed.py"
 LANES = 4  # points of a step that are tried at the same time
 SLOW_TASKS = 8
 DEATHS = 10  # at each point of a sandbox
+LESS_MS = 9_000  # what one that fails asks for, and policy gives more
 GROWTH_KIB = 8 * 1024  # of a supervisor over all of them; seen: 0.7 MiB
 GUESTS = {
     COUNT: guests.COUNTER, FLAKY: guests.ONCE_MORE, DEAD: guests.FAIL,
@@ -89,9 +90,12 @@ class Scene:
             tasks += [SLOW] * SLOW_TASKS
         async with await self.site.client(self.tenant) as client:
             requests = [
-                client.request(task, f"k{n}".encode(), id=f"{task}-{n}")
+                client.request(
+                    task, f"k{n}".encode(), id=f"{task}-{n}",
+                    deadline_ms=LESS_MS if task == DEAD else 0,
+                )
                 for n, task in enumerate(tasks)
-            ]
+            ]  # fmt: skip
             if self.point.step == "duplicate":
                 # One of them looks first, and one finds out when it publishes.
                 requests[1] = client.request(COUNT, b"k1")
@@ -139,6 +143,7 @@ class Scene:
         """Each ended as it should, and what acts ran at most once more than it died."""
         codes = {task_id: outcome.code for task_id, outcome in ended.items() if not outcome.ok}
         assert codes == {"dead-3": "guest.failed"}
+        assert dict(ended["dead-3"].record.limits)["deadline_ms"] == LESS_MS  # it asked for that
         bucket = TenantKv(await connect(self.site.server), self.tenant)
         for number, task_id in enumerate(self.ids[:2]):
             times = await bucket.get(f"own/k{number}") or b"\0"

@@ -58,6 +58,50 @@ def test_pause_and_resume(site: Site) -> None:
     run(test())
 
 
+def test_a_pause_of_what_nobody_knows(site: Site) -> None:
+    """It is said, with a warning: a task may be held up before its first release, or misspelt."""
+
+    async def test() -> None:
+        await site.prepare(echo=guests.ECHO)
+        known, unknown = call(site, "pause", "echo"), call(site, "pause", "ecko")
+        assert (known.returncode, unknown.returncode) == (0, 0)
+        assert "warning" not in known.stderr
+        assert f"no release of {TENANT}/ecko is known" in unknown.stderr
+        bucket = Control(await connect(site.server))
+        assert await bucket.keys("pause") == [f"pause.{TENANT}.{t}" for t in ("echo", "ecko")]
+
+    run(test())
+
+
+def test_what_is_put_off_is_counted(site: Site) -> None:
+    """`top` shows how many of a tenant's tasks wait for their time; recurring schedules are none.
+
+    Told to be done later they are put off at once, and their place in the queue is free.
+    """
+
+    async def test() -> None:
+        await site.prepare(echo=guests.ECHO)
+        every = ("schedule", "add", "echo", "--every", "1h", "--id", "hourly")
+        assert call(site, *every).returncode == 0
+        life = await site.serve()
+        async with await site.client() as client:
+            for _ in range(3):
+                await client.submit("echo", b"x", not_before=speech.now_ms() + 3_600_000)
+
+        async def stored() -> bool:
+            state = await site.state(subjects.later_stream(TENANT))
+            return state["messages"] == 4
+
+        await eventually(stored)
+        (queue,) = json.loads(call(site, "--json", "top").stdout)["queues"]
+        assert (queue["queued"], queue["put_off"]) == (0, 3)
+        assert "PUT OFF" in call(site, "top").stdout
+        life.signal(signal.SIGTERM)
+        assert await life.exit_status() == 0
+
+    run(test())
+
+
 def test_a_quarantine_holds_for_all_executors(site: Site) -> None:
     """What one operator says, two executors keep; lifted, the tasks run."""
 

@@ -11,15 +11,17 @@ import pytest
 
 from executor import config as configs
 from executor.cli.serving import stream_options
-from executor.core import subjects
+from executor.core import control, subjects
 from executor.errors import ExecutorError
 from executor.model import Answer, Conflict, Delivery, Outgoing, Refused, Stored
 from executor.transport import direct, records, streams
 from executor.transport.api import ApiError, header_size
+from executor.transport.control import REMOVED_S, Control
 from executor.transport.outbox import Outbox, wire_headers
 from executor.transport.pull import Pull
 from executor.transport.streams import TenantQueue
 from tests.servers import Events, NatsServer, connect, eventually, run
+from tests.support import speech
 
 ACME = TenantQueue("acme")
 BETA = TenantQueue("beta")
@@ -223,6 +225,65 @@ def test_one_message_empties_no_bucket(server: NatsServer) -> None:
             found = await direct.last(connection, stream, others)
             assert found is not None
             assert found.body == b"stands"
+
+    run(body())
+
+
+@pytest.mark.covers("message.too-large")
+def test_entries_of_control_are_bounded(server: NatsServer) -> None:
+    """The largest of each kind is stored, what is larger refused; `apply` mends older streams."""
+
+    async def body() -> None:
+        connection = await connect(server)
+        await streams.apply(connection, [])
+        config = (await connection.api("STREAM.INFO.KV_CONTROL"))["config"]
+        await connection.api("STREAM.UPDATE.KV_CONTROL", config | {"max_msg_size": -1})
+        bucket = Control(connection)
+        await bucket.put("cancel.acme._.old", bytes(control.ENTRY_MAX * 2))
+        (change,) = [c for c in await streams.apply(connection, []) if c.action != "unchanged"]
+        assert (change.stream, change.fields) == ("KV_CONTROL", ("max_msg_size",))
+        for key, value in speech.largest().items():
+            full = value.ljust(control.ENTRY_MAX)
+            revision = await bucket.put(key, value, ttl_s=REMOVED_S)
+            assert await bucket.put(key, full, revision=revision, ttl_s=REMOVED_S) > revision
+            with pytest.raises(ExecutorError) as caught:
+                await bucket.put(key, full + bytes(1024))
+            assert caught.value.code == "message.too-large"
+
+    run(body())
+
+
+@pytest.mark.covers("transport.stream-full")
+def test_a_flood_of_control_takes_nothing_away(server: NatsServer) -> None:
+    """A full bucket refuses what is new and keeps what stands, which can still be taken back."""
+
+    async def body() -> None:
+        connection = await connect(server)
+        await streams.apply(connection, [], streams.Options(control_max_bytes=1024 * 1024))
+        bucket = Control(connection)
+        why: dict[str, control.Value] = {"at": 1, "why": ""}
+        keys = [subjects.pause_key("acme", f"t{number}") for number in range(8)]
+        said = {key: speech.value("pause", key, why) for key in keys}
+        for key, value in said.items():
+            await bucket.put(key, value)
+
+        async def flood(size: int) -> None:
+            for number in range(20_000):
+                await bucket.put(f"cancel.acme._.{size}-{number}", bytes(size))
+
+        for size in (control.ENTRY_MAX, 1):
+            with pytest.raises(ExecutorError) as caught:
+                await flood(size)
+            assert caught.value.code == "transport.stream-full"
+            assert "purge KV_CONTROL" in caught.value.hint
+        stands = await bucket.entries("pause")
+        assert {key: stored.body for key, stored in stands.items()} == said
+        await bucket.put(keys[0], speech.value("pause", keys[0]), ttl_s=REMOVED_S)
+        # The way out, which the hint says.
+        filter_ = {"filter": "$KV.CONTROL.cancel.acme.>"}
+        await connection.api("STREAM.PURGE.KV_CONTROL", filter_)
+        await bucket.put("pause.acme.more", said[keys[0]])
+        assert len(await bucket.entries()) == len(keys) + 1
 
     run(body())
 

@@ -97,6 +97,8 @@ SUPERVISOR: Final = (
     Point("verify", "executor.supervisor.compiling:Compiler.compile", "after"),
     Point("authorise", "executor.core.policy:authorise", "after"),
     Point("authorise", f"{_PIPELINE}_denied", "after", COUNT),
+    Point("authorise", "executor.core.policy:for_request", "before"),  # of one that asks for less
+    Point("authorise", "executor.core.policy:for_request", "after"),
     Point("dispatch", "executor.supervisor.pool:Pool.dispatch", "before", COUNT),
     Point("dispatch", "executor.supervisor.process:SandboxProcess.run", "before", DEAD),
     Point("dispatch", "executor.supervisor.process:SandboxProcess.run", "after", COUNT),

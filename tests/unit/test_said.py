@@ -22,7 +22,7 @@ from executor.core.seal import (
 from executor.core.signature import SecretKey
 from executor.errors import ExecutorError
 from executor.model import Receipt, TaskId, TaskRequest
-from tests.support import guests
+from tests.support import guests, speech
 
 BOSS, ASKER, HOST, STRANGER = guests.OPERATOR, guests.AUTHOR, guests.HOST, guests.STRANGER
 NOW: Final = 1_800_000_000_000
@@ -78,6 +78,7 @@ SHUT: Final[dict[str, control.Value]] = {"at": NOW, "code": "c", "task": "t", "b
 BEATS: Final[dict[str, control.Value]] = {"at": NOW, "report": "{}"}
 USAGE: Final = "usage.host_1.acme"
 SEEN: Final[dict[str, control.Value]] = {"at": NOW, "report": b""}
+HEARD: Final[dict[str, control.Value]] = {"entries": b""}
 LIVE: Final[dict[str, control.Value]] = {"digest": "sha256:" + "ab" * 32, "version": "1"}
 CANCEL: Final[dict[str, control.Value]] = {"until": NOW}
 
@@ -90,6 +91,7 @@ def test_what_may_be_said_is_believed() -> None:
     assert said(entry(BREAKER, OPENED, signer=HOST), BREAKER) == ""
     assert said(entry("status.host_1", BEATS, signer=HOST), "status.host_1") == ""
     assert said(entry(USAGE, SEEN, signer=HOST), USAGE) == ""
+    assert said(entry("heard.host_1", HEARD, signer=HOST), "heard.host_1") == ""
     assert said(entry(QUARANTINE, SHUT, signer=HOST), QUARANTINE) == ""
     assert said(entry(QUARANTINE, SHUT), QUARANTINE) == ""
     assert said(entry(QUARANTINE), QUARANTINE) == ""
@@ -118,6 +120,8 @@ def test_what_may_be_said_is_believed() -> None:
         (QUARANTINE, entry(QUARANTINE, signer=HOST), "nobody who is listed"),
         ("status.other_1", entry("status.other_1", BEATS, signer=HOST), "of another name"),
         ("status.host", entry("status.host", BEATS, signer=HOST), "of another name"),
+        ("heard.other_1", entry("heard.other_1", HEARD, signer=HOST), "of another name"),
+        ("heard.host_1", entry("heard.host_1", HEARD), "may not"),
         ("usage.other_1.acme", entry("usage.other_1.acme", SEEN, signer=HOST), "of another name"),
         (FOR_ALL, entry(FOR_ALL, SHUT, signer=HOST), "may not speak for this tenant"),
         (f"{FOR_ALL}.zebra", entry(f"{FOR_ALL}.zebra", SHUT, signer=HOST),
@@ -386,3 +390,13 @@ def test_a_time_that_is_over_in_one_table_is_over() -> None:
             opener.said(KEY, entry(fields=FIELDS), stored_at=NOW)
     opener = replace(OPENER, operators=still, submitters=still)
     assert opener.said(KEY, entry(fields=FIELDS), stored_at=NOW).fields == FIELDS
+
+
+def test_no_entry_is_larger_than_the_bound() -> None:
+    """What stores and readers refuse is little more than the largest that anybody may say."""
+    sizes = sorted(map(len, speech.largest().values()))
+    assert sizes[-1] <= control.ENTRY_MAX < sizes[-1] + 2048
+    fields: dict[str, control.Value] = {"code": "x" * 8_192, "task": "x" * 8_192, "at": NOW}
+    padded = entry(QUARANTINE, fields | {"by": "x" * 8_192}, signer=HOST)
+    assert said(padded, QUARANTINE) == ""
+    assert said(padded.ljust(control.ENTRY_MAX + 1), QUARANTINE) == "too large for an entry"
