@@ -82,6 +82,17 @@ def test_sample_ends_as_promised(name: str) -> None:
         assert output == (folder / sample["output"]).read_bytes()
 
 
+@pytest.mark.parametrize("name", ["ascii-art", "wordcount", "wordcount-zig"])
+def test_a_small_attempt_does_not_grow_its_memory(name: str) -> None:
+    """A sample fits the memory with which its instance begins: to grow it costs time."""
+    folder = FOLDERS[name]
+    sample = tomllib.loads((folder / "task.toml").read_text(encoding="utf-8"))["sample"]
+    done = _attempt(folder, (folder / sample["input"]).read_bytes(), Store(), {abi.LOG})
+    module = wasmtime.Module(engine.build(), (folder / f"{folder.name}.wasm").read_bytes())
+    (pages,) = (e.type.limits.min for e in module.exports if isinstance(e.type, wasmtime.MemoryType))
+    assert done.memory_bytes == pages * 64 * 1024
+
+
 INPUTS = {
     "empty": b"",
     "all bytes": bytes(range(256)),
