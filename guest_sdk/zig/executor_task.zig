@@ -13,7 +13,7 @@
 const std = @import("std");
 
 /// Memory for the attempt; freeing is allowed and rarely worth it.
-pub const gpa: std.mem.Allocator = std.heap.wasm_allocator;
+pub const gpa: std.mem.Allocator = .{ .ptr = undefined, .vtable = &heap.vtable };
 
 /// The host's functions, one symbol space: names are unique without their module.
 const host = struct {
@@ -43,6 +43,37 @@ const host = struct {
         length: i32,
     ) i64;
     extern "executor:kv@1" fn kv_delete(key: [*]const u8, key_length: i32) i64;
+};
+
+/// Static memory first, then new pages: growing makes a small attempt half as long again.
+const heap = struct {
+    const Alignment = std.mem.Alignment;
+    const vtable: std.mem.Allocator.VTable = .{
+        .alloc = alloc,
+        .resize = resize,
+        .remap = remap,
+        .free = free,
+    };
+    var block: [32 * 1024]u8 = undefined;
+    var fixed: std.heap.FixedBufferAllocator = .init(&block);
+    const first = fixed.allocator(); // its sums wrap, so only lengths that could fit go there
+    const pages = std.heap.wasm_allocator;
+
+    fn alloc(_: *anyopaque, length: usize, alignment: Alignment, caller: usize) ?[*]u8 {
+        const found = if (length > block.len) null else first.rawAlloc(length, alignment, caller);
+        return found orelse pages.rawAlloc(length, alignment, caller);
+    }
+    fn resize(_: *anyopaque, old: []u8, alignment: Alignment, length: usize, caller: usize) bool {
+        if (!fixed.ownsPtr(old.ptr)) return pages.rawResize(old, alignment, length, caller);
+        return length <= block.len and first.rawResize(old, alignment, length, caller);
+    }
+    fn remap(_: *anyopaque, old: []u8, alignment: Alignment, length: usize, caller: usize) ?[*]u8 {
+        return if (resize(undefined, old, alignment, length, caller)) old.ptr else null;
+    }
+    fn free(_: *anyopaque, old: []u8, alignment: Alignment, caller: usize) void {
+        const owner = if (fixed.ownsPtr(old.ptr)) first else pages;
+        owner.rawFree(old, alignment, caller);
+    }
 };
 
 const line_max = 4096; // the host's cap on a log line

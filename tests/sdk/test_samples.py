@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from executor.errors import ExecutorError
 from executor.sandbox import engine, linker
 from executor.sandbox.host import Host
 from executor.sandbox.instance import execute
+from guest_sdk.build import core
 
 TASKS = Path(__file__).parents[2] / "tasks_wasm"
 FOLDERS = {path.parent.name: path.parent for path in sorted(TASKS.rglob("task.toml"))}
@@ -82,6 +84,19 @@ def test_sample_ends_as_promised(name: str) -> None:
         assert output == (folder / sample["output"]).read_bytes()
 
 
+@pytest.mark.parametrize("name", ["ascii-art", "wordcount", "wordcount-zig"])
+def test_a_small_attempt_does_not_grow_its_memory(name: str) -> None:
+    """A sample fits the memory with which its instance begins: to grow it costs time."""
+    folder = FOLDERS[name]
+    sample = tomllib.loads((folder / "task.toml").read_text(encoding="utf-8"))["sample"]
+    done = _attempt(folder, (folder / sample["input"]).read_bytes(), Store(), {abi.LOG})
+    module = wasmtime.Module(engine.build(), (folder / f"{folder.name}.wasm").read_bytes())
+    (pages,) = (
+        e.type.limits.min for e in module.exports if isinstance(e.type, wasmtime.MemoryType)
+    )
+    assert done.memory_bytes == pages * 64 * 1024
+
+
 INPUTS = {
     "empty": b"",
     "all bytes": bytes(range(256)),
@@ -125,3 +140,39 @@ def test_retry_names_its_delay() -> None:
     """The first attempt of `flaky` asks for another one after 50 ms."""
     done = _attempt(FOLDERS["flaky"], b"x", Store(), {abi.LOG, abi.KV})
     assert (done.code, done.transient, done.retry_after_ms) == ("guest.failed", True, 50)
+
+
+# Lists that begin in static memory and outgrow it; a length that wrapped; pieces without an end.
+HEAP = """
+const std = @import("std");
+const task = @import("executor_task");
+comptime {
+    task.exportTask(heap);
+}
+fn heap(in: []const u8, out: *std.ArrayList(u8)) anyerror!void {
+    try out.appendSlice(task.gpa, "kept");
+    if (in.len == 1) try out.ensureTotalCapacityPrecise(task.gpa, in.len -% 2);
+    while (in.len == 2) _ = try task.gpa.alloc(u8, 5_000);
+    var lists: [4]std.ArrayList(usize) = @splat(.empty);
+    for (0..40_000) |n| try lists[n % 4].append(task.gpa, n);
+    for (&lists, 0..) |*list, first| {
+        for (list.items, 0..) |n, at| if (n != at * 4 + first) return task.fail("overwritten");
+        list.deinit(task.gpa);
+    }
+}
+"""
+
+
+@pytest.mark.skipif(find_spec("ziglang") is None, reason="ziglang is not installed")
+def test_memory_of_a_zig_task_grows_until_it_is_refused(tmp_path: Path) -> None:
+    """Beyond static memory pages are taken; what no memory can hold is a permanent failure."""
+    folder = tmp_path / "t"
+    folder.mkdir()
+    (folder / "task.toml").write_text('name = "t"\nversion = "1.0.0"\nsource = "t.zig"\n')
+    (folder / "t.zig").write_text(HEAP)
+    (folder / "t.wasm").write_bytes(core.build(folder, None).module)
+    done = _attempt(folder, b"", Store(), set())
+    assert (done.code, done.message, done.output) == ("", "", b"kept")
+    for data in (b"1", b"22"):
+        done = _attempt(folder, data, Store(), set())
+        assert (done.code, done.transient, done.message) == ("guest.failed", False, "OutOfMemory")
