@@ -335,9 +335,11 @@ class Client:
         else:
             draft = seal.signed_draft(request, self.environment)
             (body,) = seal.seal(self._signer, [draft], at=time.time_ns() // 1_000_000)
-        # Of the whole message, not of the id alone: within the duplicate window the queue drops
-        # the second of two equal ones, and an id that another task uses too must not be dropped.
-        message_id = hashlib.sha256(subject.encode() + b"\0" + body).hexdigest()[:32]
+        # Within the duplicate window the queue drops the second of two equal ones. An id that is
+        # not random another task may have, too, which must not be dropped: then of all of it.
+        message_id: str = request.id
+        if not request.fresh:
+            message_id = hashlib.sha256(subject.encode() + b"\0" + body).hexdigest()[:32]
         return Submission(subject, body, {"Nats-Msg-Id": message_id})
 
     async def run(

@@ -59,4 +59,5 @@ def header_size(headers: dict[str, str] | None) -> int:
     if not headers:
         return 0
     # "NATS/1.0\r\n", "name: value\r\n" each, "\r\n".
-    return 12 + sum(len(name) + len(value.encode()) + 4 for name, value in headers.items())
+    values = sum(map(len, map(str.encode, headers.values())))
+    return 12 + sum(map(len, headers)) + values + 4 * len(headers)

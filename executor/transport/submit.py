@@ -75,6 +75,7 @@ class Submitter:
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
         def answer(answer: Answer) -> None:
+            self._leave()
             if not future.done():
                 future.set_result(answer)
 
@@ -97,6 +98,7 @@ class Submitter:
 
         def answered(index: int, subject: str, answer: Answer) -> None:
             nonlocal left
+            self._leave()
             outcomes[index] = _outcome(answer, subject)
             left -= 1
             if left == 0:
@@ -118,17 +120,16 @@ class Submitter:
             self._room.clear()
             await self._room.wait()
 
+    def _leave(self) -> None:
+        if not self._room.is_set():
+            self._room.set()
+
     def _publish(self, submission: Submission, on_answer: Callable[[Answer], None]) -> None:
         headers = submission.headers or {}
         if _ID not in headers:
             headers = {**headers, _ID: secrets.token_hex(12)}
-
-        def answered(answer: Answer) -> None:
-            self._room.set()
-            on_answer(answer)
-
         outgoing = Outgoing(submission.subject, submission.body, headers)
-        self._outbox.publish(outgoing, answered, self._timeout_s)
+        self._outbox.publish(outgoing, on_answer, self._timeout_s)
 
 
 def _outcome(answer: Answer, subject: str) -> Submitted | ExecutorError:
