@@ -349,10 +349,6 @@ class Host:
     def _each_beat(self) -> None:
         if hasattr(self, "_steering"):  # the first beat tells the clock, before all else
             self._steering.look_at_clock()
-            if entries := self._steering.lately.news():
-                key = subjects.heard_key(self._heartbeat.life)
-                value = control.encode("heard", key, self._environment, entries=entries)
-                self._board.put(key, value)
         self._say_usage()
 
     def _say_usage(self) -> None:

@@ -37,8 +37,6 @@ TYPES: Final[Mapping[str, Mapping[str, type]]] = {
     "breaker": {"until": int, "trips": int, "by": str},
     "status": {"at": int, "report": str},  # the report is JSON for people, nothing is decided by it
     "usage": {"at": int, "report": bytes},  # as `core.usage` writes it; the same
-    # Entries as they were stored, by key: no copy of what they took the place of counts again.
-    "heard": {"entries": bytes},
     "schedule": {
         "at": int, "when": str, "zone": str, "input": bytes, "ct": str, "expires_ms": int,
     },
@@ -64,7 +62,7 @@ ACTIONS: Final[Mapping[str, str]] = {
     "release": "release", "cancel": "cancel", "pause": "pause", "quarantine": "quarantine",
     "schedule": "submit",
 }  # fmt: skip
-EXECUTORS_OWN: Final = frozenset({"breaker", "status", "quarantine", "usage", "heard"})
+EXECUTORS_OWN: Final = frozenset({"breaker", "status", "quarantine", "usage"})
 # Type → where its keys name the tenant, and the task, behind the type.
 _TENANT_AT: Final = {
     "release": 0, "cancel": 0, "pause": 0, "schedule": 0, "breaker": 1, "usage": 1,

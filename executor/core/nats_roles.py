@@ -84,7 +84,7 @@ ROLES: Final[Mapping[str, Role]] = {
             "result.{t}.>", "dead.{t}.>", "later.{t}.>", "$KV.T_{t}.>",
             *_READ, *_reads("KV_T_{t}"), *_reads("LATER_{t}"),
             # What an executor says; releases, pauses and the like it only reads.
-            "$KV.CONTROL.status.*", "$KV.CONTROL.heard.*", "$KV.CONTROL.breaker.*.{t}.*",
+            "$KV.CONTROL.status.*", "$KV.CONTROL.breaker.*.{t}.*",
             # For all tenants an operator says it.
             "$KV.CONTROL.quarantine.*.{t}", "$KV.CONTROL.usage.*.{t}",
             *_reads("KV_CONTROL"), *_reads("KV_TRUST"), *_reads("OBJ_MODULES"),

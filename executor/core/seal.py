@@ -31,7 +31,7 @@ FRESH_MS: Final = 300_000
 COMMAND_MS: Final = 60_000  # how long a command may be carried out
 
 # What an executor says of itself alone, under its own name.
-_OF_ITSELF: Final = frozenset({"status", "usage", "heard"})
+_OF_ITSELF: Final = frozenset({"status", "usage"})
 
 Signer = SecretKey | Session
 

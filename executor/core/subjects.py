@@ -167,11 +167,6 @@ def status_key(executor: str) -> str:
     return _join("status", executor)
 
 
-def heard_key(executor: str) -> str:
-    """The key in CONTROL where an executor passes on what it heard lately."""
-    return _join("heard", executor)
-
-
 def usage_key(executor: str, tenant: str) -> str:
     """The key in CONTROL where an executor says what a tenant's tasks used."""
     return _join("usage", executor, tenant)

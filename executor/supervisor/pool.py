@@ -214,13 +214,15 @@ class Pool:
         self._pumping = False
         if self._closing:
             return
-        for tenant, queue in list(self._queues.items()):
-            while queue and (sandbox := self._with_room(tenant, queue[0])) is not None:
-                self._send(sandbox, queue.popleft())
-            if not queue:
-                del self._queues[tenant]
-        for sandbox in self._sandboxes:
-            sandbox.flush()
+        try:
+            for tenant, queue in list(self._queues.items()):
+                while queue and (sandbox := self._with_room(tenant, queue[0])) is not None:
+                    self._send(sandbox, queue.popleft())
+                if not queue:
+                    del self._queues[tenant]
+        finally:  # what was taken is sent, whatever one of them met
+            for sandbox in self._sandboxes:
+                sandbox.flush()
         if self._queues:
             now = time.monotonic()
             waited = {tenant: now - queue[0].queued_at for tenant, queue in self._queues.items()}

@@ -13,14 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from executor.core import approvals, control, envelope, glass, release, schedule, subjects
+from executor.core import approvals, control, glass, release, schedule, subjects
 from executor.core.access import ANY
 from executor.core.seal import FRESH_MS, NotAuthenticError, Said
 from executor.errors import ExecutorError
 from executor.model import Digest, Release
 from executor.supervisor.cancelling import Cancelling
 from executor.supervisor.guards import Guards
-from executor.supervisor.lately import KEPT_MS, Lately, entries
 from executor.supervisor.ports import Trust
 from executor.supervisor.schedules import Schedules
 from executor.telemetry import Telemetry
@@ -29,11 +28,11 @@ _Fields = dict[str, control.Value]
 # How many tokens follow the type in a key.
 _TOKENS: Final = {
     "release": {2}, "cancel": {3}, "pause": {2}, "quarantine": {1, 2}, "breaker": {3},
-    "schedule": {3}, "break-glass": {1}, "heard": {1},
+    "schedule": {3}, "break-glass": {1},
 }  # fmt: skip
 # What is for a while is not judged again when trust changes, nor remembered for longer than it
 # could be repeated.
-_PASSING: Final = frozenset({"cancel", "breaker", "break-glass", "heard"})
+_PASSING: Final = frozenset({"cancel", "breaker", "break-glass"})
 _HEARD_MAX: Final = 10_000
 
 
@@ -50,18 +49,11 @@ class Steering:
     now_ms: Callable[[], int]
     on_held_up: Callable[[], None] = lambda: None
     on_release: Callable[[tuple[str, str], Release | None], None] = lambda _name, _live: None
-    lately: Lately = field(init=False)
     _heard: dict[str, Said] = field(default_factory=dict)  # without their fields
     _open: dict[str, tuple[bytes, int]] = field(default_factory=dict)  # openings as they came
     _room: int = _HEARD_MAX  # beyond, what may be forgotten is
 
-    def __post_init__(self) -> None:
-        """What is heard is passed on."""
-        self.lately = Lately(self.now_ms)
-
-    def entry(
-        self, key: str, value: bytes | None, stored_at: int, *, passed_on: bool = False
-    ) -> None:
+    def entry(self, key: str, value: bytes | None, stored_at: int) -> None:
         """Take one entry, None when it is gone and nobody signed that."""
         typ, *rest = key.split(".")
         if len(rest) not in _TOKENS.get(typ, ()):
@@ -74,8 +66,6 @@ class Steering:
             said = self._believed(key, value, stored_at, known)
             if typ == "break-glass":
                 self._glass(rest[0], said, value or b"", stored_at)
-            elif typ == "heard":
-                self._told(said)
             else:
                 self._take(typ, rest, said.fields)
         except (NotAuthenticError, ExecutorError) as error:
@@ -84,8 +74,6 @@ class Steering:
             return
         if said.glass:
             self.telemetry.security_event("break-glass-used", id=said.glass, by=said.by, key=key)
-        contested = passed_on and known is not None
-        self.lately.note(key, said.iat, value or b"", contested=contested)
         # Of what it says only that it says something is kept.
         self._heard[key] = replace(said, fields=None if said.fields is None else {})
         if len(self._heard) > self._room:
@@ -96,23 +84,8 @@ class Steering:
             raise NotAuthenticError("removed by nobody")
         said = self.trust.opener().said(key, value, stored_at=stored_at)
         if known is not None and said.iat < known.iat:
-            self.lately.contest(key)
             raise NotAuthenticError("older than what was said already")
         return said
-
-    def _told(self, said: Said) -> None:
-        """Take what another executor heard and this one did not, as if it stood in its place.
-
-        Each is judged for itself: it passes on what others signed, and nothing else.
-        """
-        for key, value in entries(said.fields["entries"]) if said.fields else ():
-            iat, known = envelope.decode_sealed(value).iat, self._heard.get(key)
-            if known is None:
-                new = abs(said.iat - iat) <= KEPT_MS  # its older copy may come yet
-            else:
-                new = 0 < iat - known.iat <= KEPT_MS
-            if new:
-                self.entry(key, value, iat, passed_on=True)
 
     def _take(self, typ: str, rest: list[str], fields: _Fields | None) -> None:
         take = {

@@ -130,12 +130,12 @@ class Parser(parser.Parser):
         """Hand over the messages in front, and return what has to be read by nats-py."""
         buffer = self.buf
         buffer.extend(data)
+        whole = True
         with contextlib.suppress(nats.errors.ProtocolError):  # it meets that, too
-            while len(buffer) > self._needed and buffer[0] in _MESSAGES:
-                if not self._messages():
-                    return b""
+            while whole and len(buffer) > self._needed and buffer[0] in _MESSAGES:
+                whole = self._messages()
         self._strange.clear()  # nobody listens to these any more
-        if len(buffer) <= self._needed:
+        if not whole or len(buffer) <= self._needed:
             return b""
         rest = bytes(buffer)
         buffer.clear()
@@ -251,7 +251,7 @@ def push(client: Client) -> None:
     writer = getattr(transport, "_io_writer", None)
     if transport is None or writer is None or writer.transport.get_write_buffer_size():
         return
-    if client._pending_data_size:  # noqa: SLF001
+    if client._pending_data_size and not writer.transport.is_closing():  # noqa: SLF001
         transport.writelines(client._pending)  # noqa: SLF001
         client._pending = []  # noqa: SLF001
         client._pending_data_size = 0  # noqa: SLF001

@@ -104,37 +104,6 @@ def test_signed_requests(site: Site) -> None:
     run(test())
 
 
-def test_a_pause_that_was_taken_back_does_not_come_back(site: Site) -> None:
-    """Stored again within minutes it holds nothing up, also for who starts later.
-
-    The executor that heard both is gone by then.
-    """
-
-    async def test() -> None:
-        await site.prepare(echo=guests.ECHO)
-        bucket = Control(await connect(site.server))
-        life = await site.serve()
-        said = speech.value("pause", PAUSE, {"at": 1, "why": "because"})
-        await bucket.put(PAUSE, said)
-        await life.line("paused", task=f"{TENANT}/echo")
-        await speech.put(bucket, "pause", PAUSE)
-        await life.line("resumed", task=f"{TENANT}/echo")
-        stored = await bucket.put(PAUSE, said)
-        await life.line("security-event", kind="pause-not-authentic")
-
-        async def told() -> bool:
-            return any(e.sequence > stored for e in (await bucket.entries("heard")).values())
-
-        await eventually(told)
-        life.signal(signal.SIGTERM)
-        assert await life.exit_status() == 0
-        await site.serve()
-        async with await site.client() as client:
-            assert (await client.run("echo", b"x", timeout_s=30)).output == b"x"
-
-    run(test())
-
-
 def test_what_an_operator_may_not(site: Site) -> None:
     """Refused before anything is written, with the reason; and without a key nothing is said."""
 

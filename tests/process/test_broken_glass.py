@@ -131,24 +131,6 @@ async def test_who_starts_later_ends_it_too() -> None:
         assert rig.trust.opener().glass.openings == {}
 
 
-async def test_closed_before_somebody_starts() -> None:
-    """A copy of the opening, stored after it was closed, opens nothing where that was not heard."""
-    async with Rig(CONFIG) as first, Rig(CONFIG) as second:
-        runs, later = Desk(first), Desk(second)
-        key = subjects.glass_key((wanted := runs.wanted()).id)
-        opened = runs.opening(wanted)
-        closed = speech.value("break-glass", key, signer=ANN, at=runs.now + 1)
-        for entry in (opened, closed):
-            runs.hear(key, entry)
-        heard = subjects.heard_key("test_1")
-        fields: dict[str, control.Value] = {"entries": runs.steering.lately.news()}
-        later.hear(key, opened)
-        assert list(second.trust.opener().glass.openings) == [wanted.id]
-        later.hear(heard, speech.value("heard", heard, fields, signer=guests.HOST, at=later.now))
-        assert not second.trust.opener().glass.openings
-        assert not later.pauses()
-
-
 async def test_it_is_closed() -> None:
     """By any operator's word, for good, with what stood by it; a deletion closes nothing."""
     async with Rig(CONFIG) as rig:

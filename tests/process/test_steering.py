@@ -8,14 +8,11 @@ from dataclasses import replace
 import pytest
 
 from executor.core import again, control, envelope, seal, subjects
-from executor.core.content import to_msgpack
-from executor.core.fields import ITEMS_MAX
 from executor.core.seal import FRESH_MS
 from executor.core.signature import SecretKey
 from executor.model import Digest, TaskRequest
 from executor.supervisor import commands
 from executor.supervisor.commands import Commands
-from executor.supervisor.lately import KEPT_MS
 from executor.supervisor.steering import Steering
 from executor.telemetry import Telemetry
 from tests.support import guests, speech
@@ -67,119 +64,6 @@ async def test_the_newest_word_counts() -> None:
         later.entry(PAUSE, first, at + FRESH_MS + 1)
         assert rig.guards.paused == {}
         assert reasons(rig)[1:] == ["signed at another time than it was stored"]
-
-
-HEARD = subjects.heard_key("test_1")
-
-
-def told(entries: bytes, at: int, *, signer: SecretKey = guests.HOST) -> bytes:
-    """What an executor passes on."""
-    return speech.value("heard", HEARD, {"entries": entries}, signer=signer, at=at)
-
-
-@pytest.mark.parametrize("first", ["copy", "word"])
-async def test_a_copy_is_proved_old_to_who_starts_later(first: str) -> None:
-    """Stored again over what took it back, it counts for no executor, whichever it hears first."""
-    async with Rig() as rig:
-        at, runs = speech.now_ms(), steering(rig)
-        said = speech.value("pause", PAUSE, WHY, at=at)
-        runs.entry(PAUSE, said, at)
-        runs.entry(PAUSE, speech.value("pause", PAUSE, at=at + 1), at + 1)
-        entries = runs.lately.news()
-        assert runs.lately.news() == b""  # told once
-        later = steering(rig)
-        words = [(PAUSE, said, at + 2), (HEARD, told(entries, at + 3), at + 3)]
-        for word in words if first == "copy" else words[::-1]:
-            later.entry(*word)
-        assert rig.guards.paused == {}
-        # While the copy stands it is passed on, by who ran then and by who was told, and believed.
-        runs.entry(PAUSE, said, at + 2)
-        for since in (runs, later):
-            since.now_ms = since.lately.now_ms = lambda: at + 10 * KEPT_MS
-            entries = since.lately.news()
-            assert entries
-            assert since.lately.news() == b""
-            last = steering(rig)
-            last.entry(PAUSE, said, at + 2)
-            assert rig.guards.paused
-            last.entry(HEARD, told(entries, at + 10 * KEPT_MS), at + 10 * KEPT_MS)
-            assert rig.guards.paused == {}
-        # Until something newer is said.
-        now = at + 10 * KEPT_MS
-        runs.entry(PAUSE, speech.value("pause", PAUSE, WHY, at=now - KEPT_MS), now - KEPT_MS)
-        assert rig.guards.paused
-        assert runs.lately.news() == b""
-
-
-async def test_a_newer_word_is_passed_on_too() -> None:
-    """A copy of the release before does not come back for who starts later."""
-    async with Rig() as rig:
-        at, runs, later = speech.now_ms(), steering(rig), steering(rig)
-        key = subjects.release_key(TENANT, "echo")
-        old, new = (
-            speech.value("release", key, {"digest": "sha256:" + hex_ * 64, "version": "1"}, at=when)
-            for hex_, when in (("a", at), ("b", at + 1))
-        )
-        live: list[object] = []
-        later.on_release = lambda _name, release: live.append(release and release.digest[-1])
-        for word in (old, new):
-            runs.entry(key, word, at + 1)
-        later.entry(key, old, at + 2)
-        later.entry(HEARD, told(runs.lately.news(), at + 3), at + 3)
-        later.entry(key, old, at + 4)
-        assert live == ["a", "b"]
-
-
-async def test_an_executor_passes_on_only_what_others_signed() -> None:
-    """Not its own word for an operator's, nor another's name, nor what is old or no entry."""
-    async with Rig() as rig:
-        at, heard = speech.now_ms(), steering(rig)
-        said = speech.value("pause", PAUSE, WHY, at=at - 2 * KEPT_MS)
-        heard.entry(PAUSE, said, at - 2 * KEPT_MS)
-        back = speech.value("pause", PAUSE, at=at)
-        forged = speech.value("pause", PAUSE, at=at - 2 * KEPT_MS + 1, signer=guests.HOST)
-        late, other = at + KEPT_MS + FRESH_MS, subjects.pause_key(TENANT, "other")
-        for key, value, signer in (
-            (PAUSE, forged, guests.HOST),
-            (PAUSE, back, guests.STRANGER),  # who is no executor
-            (PAUSE, back, guests.HOST),  # no copy of what stands could come after that
-            (other, speech.value("pause", PAUSE, WHY, at=late), guests.HOST),  # said of another
-            (other, speech.value("pause", other, WHY, at=at), guests.HOST),  # too old
-        ):
-            heard.entry(HEARD, told(to_msgpack({key: value}), late, signer=signer), late)
-        for junk in (b"", b"junk", to_msgpack({PAUSE: 1}), to_msgpack({PAUSE: b"x"})):
-            heard.entry(HEARD, told(junk, late), late)
-        breaker = subjects.breaker_key("module", TENANT, "ab" * 32)
-        heard.entry(HEARD, told(to_msgpack({breaker: b"x"}), late), late)  # is never passed on
-        assert rig.guards.paused == {(TENANT, "echo"): "because"}
-        kinds = rig.journal.security()
-        assert kinds == [
-            "pause-not-authentic", "heard-not-authentic", "pause-not-authentic",
-            *["heard-not-authentic"] * 4,
-        ]  # fmt: skip
-
-
-async def test_what_is_passed_on_is_bounded() -> None:
-    """The oldest is left out first, what is contested last; large words and cancellations always.
-
-    What a copy could not take the place of any more is passed on no longer.
-    """
-    async with Rig() as rig:
-        at, heard = speech.now_ms(), steering(rig)
-        heard.entry(PAUSE, speech.value("pause", PAUSE, WHY, at=at), at)
-        heard.entry(PAUSE, speech.value("pause", PAUSE, WHY, at=at - 1), at)
-        keys = [subjects.pause_key(TENANT, f"t{number}") for number in range(ITEMS_MAX)]
-        for key in keys:
-            heard.entry(key, speech.value("pause", key, WHY, at=at), at)
-        large = subjects.pause_key(TENANT, "large")
-        for why in ("x", "x" * 5_000):
-            heard.entry(large, speech.value("pause", large, {"at": 1, "why": why}, at=at), at)
-        cancel = subjects.cancel_key(TENANT, "echo", "x")
-        heard.entry(cancel, speech.value("cancel", cancel, {"until": at}, at=at), at)
-        assert list(heard.lately._entries) == [PAUSE, *keys[2:]]
-        heard.lately.now_ms = lambda: at + KEPT_MS
-        heard.lately.news()
-        assert list(heard.lately._entries) == [PAUSE]
 
 
 async def test_only_a_signature_takes_back() -> None:

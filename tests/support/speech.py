@@ -80,7 +80,6 @@ def largest() -> dict[str, bytes]:
         },
         subjects.breaker_key("module", long, digest): {"until": now, "trips": 2**31, "by": long},
         subjects.status_key(life): {"at": now, "report": wide * most},
-        subjects.heard_key(life): {"entries": bytes(control.BYTES_MAX)},
         subjects.usage_key(life, long): {"at": now, "report": bytes(usage.BYTES_MAX)},
         subjects.schedule_key(long, long, long): every.fields(),
         subjects.glass_key(long): {"request": request, "first": given, "second": given},

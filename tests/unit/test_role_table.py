@@ -80,12 +80,6 @@ def test_every_operator_may_break_glass() -> None:
     assert [role for role in ROLES if place in everything(role).publish] == ["operator"]
 
 
-def test_only_executors_pass_on_what_they_heard() -> None:
-    """Else who stores a copy of an entry could take away the proof; deployers write everywhere."""
-    place = "$KV.CONTROL.heard.*"
-    assert [role for role in ROLES if place in everything(role).publish] == ["executor"]
-
-
 def test_policy_decides_what_is_given() -> None:
     """Rights follow the actions of a login's party, within its tenants; labels change nothing."""
     given = accounts.rights_of(document(), "operator_ann.laptop", at_ms=None)

@@ -78,7 +78,6 @@ SHUT: Final[dict[str, control.Value]] = {"at": NOW, "code": "c", "task": "t", "b
 BEATS: Final[dict[str, control.Value]] = {"at": NOW, "report": "{}"}
 USAGE: Final = "usage.host_1.acme"
 SEEN: Final[dict[str, control.Value]] = {"at": NOW, "report": b""}
-HEARD: Final[dict[str, control.Value]] = {"entries": b""}
 LIVE: Final[dict[str, control.Value]] = {"digest": "sha256:" + "ab" * 32, "version": "1"}
 CANCEL: Final[dict[str, control.Value]] = {"until": NOW}
 
@@ -91,7 +90,6 @@ def test_what_may_be_said_is_believed() -> None:
     assert said(entry(BREAKER, OPENED, signer=HOST), BREAKER) == ""
     assert said(entry("status.host_1", BEATS, signer=HOST), "status.host_1") == ""
     assert said(entry(USAGE, SEEN, signer=HOST), USAGE) == ""
-    assert said(entry("heard.host_1", HEARD, signer=HOST), "heard.host_1") == ""
     assert said(entry(QUARANTINE, SHUT, signer=HOST), QUARANTINE) == ""
     assert said(entry(QUARANTINE, SHUT), QUARANTINE) == ""
     assert said(entry(QUARANTINE), QUARANTINE) == ""
@@ -120,8 +118,6 @@ def test_what_may_be_said_is_believed() -> None:
         (QUARANTINE, entry(QUARANTINE, signer=HOST), "nobody who is listed"),
         ("status.other_1", entry("status.other_1", BEATS, signer=HOST), "of another name"),
         ("status.host", entry("status.host", BEATS, signer=HOST), "of another name"),
-        ("heard.other_1", entry("heard.other_1", HEARD, signer=HOST), "of another name"),
-        ("heard.host_1", entry("heard.host_1", HEARD), "may not"),
         ("usage.other_1.acme", entry("usage.other_1.acme", SEEN, signer=HOST), "of another name"),
         (FOR_ALL, entry(FOR_ALL, SHUT, signer=HOST), "may not speak for this tenant"),
         (f"{FOR_ALL}.zebra", entry(f"{FOR_ALL}.zebra", SHUT, signer=HOST),
