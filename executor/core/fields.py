@@ -14,8 +14,8 @@ import msgpack
 from executor.errors import ExecutorError
 from executor.model import KIB
 
-# One for all: to make one costs as much as to pack a small map. Of values of the built-in types, and
-# only such are packed, it calls nothing back: threads cannot meet in it.
+# One for all: to make one costs as much as to pack a small map. Of values of the built-in types,
+# and only such are packed, it calls nothing back: threads cannot meet in it.
 pack: Final = msgpack.Packer().pack
 
 INT_MAX: Final = 2**53
