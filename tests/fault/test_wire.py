@@ -222,9 +222,10 @@ def test_renewals_are_lost(tmp_path: Path, server: NatsServer) -> None:
             await load.each_once(site, [task_id])
             assert lost.hits
             assert await load.runs(site) == 1
-            acks = [frame for frame in proxy.seen if is_ack(frame)]
+            acks = [frame.subject for frame in proxy.seen if is_ack(frame)]
             leases = [frame.reply for frame in proxy.seen if is_delivery(frame)]
-            assert [ack.subject for ack in acks] == [leases[-1]]
+            # One more hand-over can cross the ack of the lease before it: it is acked as done.
+            assert acks in ([leases[-1]], leases[-2:])
 
     run(test())
 
