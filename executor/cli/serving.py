@@ -567,11 +567,11 @@ async def serve(
     again = loop.create_task(_second(asked))
     await asyncio.wait({draining, again}, return_when=asyncio.FIRST_COMPLETED)
     again.cancel()
-    if not draining.done():
-        draining.cancel()
-        await asyncio.wait({draining})
+    draining.cancel()
+    await asyncio.wait({draining})
+    if draining.cancelled():
         await host.close(drain_ms=0)
-    else:
+    else:  # it was at its end, which the second signal did not stop
         draining.result()
 
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from executor import config as configs
+from executor.cli.serving import Host, serve
 from executor.core import subjects
+from executor.telemetry import Log, Telemetry
 from executor.transport.kv import TenantKv
 from tests.servers import NatsServer, connect, eventually, run
-from tests.support import guests
+from tests.support import guests, load
 from tests.support.served import OTHER, TENANT, Serve, Site, until
 
-LONG = guests.working(2_000_000_000)  # seconds; every test that uses it ends it
+LONG = load.ENDLESS  # every test that uses it ends it
 
 
 @pytest.fixture
@@ -301,3 +307,35 @@ def test_it_does_not_start_without_trust(site: Site) -> None:
         await until(lambda: not life.sandboxes())
 
     run(test())
+
+
+class _Ending:
+    """A host whose drain is at its last step, which a cancellation does not stop."""
+
+    def __init__(self) -> None:
+        self.closed: list[int] = []
+        self.telemetry = Telemetry(Log(quiet=True))
+        self.config = configs.load(None)
+
+    async def start(self) -> None:
+        """Asked to end at once."""
+        signal.raise_signal(signal.SIGTERM)
+
+    async def close(self, *, drain_ms: int) -> None:
+        """Note it; a second signal comes meanwhile."""
+        self.closed.append(drain_ms)
+        signal.raise_signal(signal.SIGTERM)
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+
+def test_a_second_signal_at_the_end_closes_nothing_twice() -> None:
+    """What had ended when the signal came is closed once: the second time has no connection."""
+    host = _Ending()
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    try:
+        run(serve(cast(Host, host), lambda: host.config))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert host.closed == [host.config.number("delivery.drain_ms")]
