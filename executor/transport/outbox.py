@@ -222,7 +222,8 @@ class Outbox:
         if entry is None:
             return  # the answer to a repeat
         if entry.waits and self._room is not None:
-            self._room.landed(*entry.waits, stored=isinstance(answer, Stored))
+            sequence = answer.sequence if isinstance(answer, Stored) else 0
+            self._room.landed(*entry.waits, sequence=sequence)
         if not self._entries:
             self._empty.set()
         entry.on_answer(answer)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 from executor.core import subjects
@@ -34,10 +34,26 @@ class _Sum:
 @dataclass(slots=True)
 class _Seen:
     told: _Sum = field(default_factory=_Sum)  # by the server
-    since: _Sum = field(default_factory=_Sum)  # stored after that
+    last: int = 0  # the sequence up to which it told
+    later: dict[int, int] = field(default_factory=dict)  # stored after that: sequence → size
+    since: _Sum = field(default_factory=_Sum)  # their sum
     flying: _Sum = field(default_factory=_Sum)  # without an answer
     looked_at: float = -_FRESH_S
     look: asyncio.Task[None] | None = None
+
+    def store(self, sequence: int, size: int) -> None:
+        """It is stored; what was told may hold it already."""
+        if sequence > self.last and sequence not in self.later:
+            self.later[sequence] = size
+            self.since.add(1, size)
+
+    def tell(self, told: _Sum, last: int) -> None:
+        """The server says what there is up to a sequence."""
+        if last < self.last:  # the stream was made anew, and its sequences with it
+            self.later.clear()
+        self.told, self.last = told, last
+        self.later = {number: size for number, size in self.later.items() if number > last}
+        self.since = _Sum(len(self.later), sum(self.later.values()))
 
     def fits(self, bound: TenantQueue, size: int) -> bool:
         parts = (self.told, self.since, self.flying)
@@ -73,21 +89,19 @@ class Room:
         seen.flying.add(1, size)
         return True
 
-    def landed(self, tenant: str, size: int, *, stored: bool) -> None:
-        """What `take` let through has its answer."""
+    def landed(self, tenant: str, size: int, *, sequence: int) -> None:
+        """What `take` let through has its answer: where it is stored, 0 if it is not."""
         seen = self._seen.get(tenant)
         if seen is not None:
             seen.flying.add(-1, -size)
-            if stored:
-                seen.since.add(1, size)
+            if sequence:
+                seen.store(sequence, size)
 
     async def _look(self, tenant: str, seen: _Seen) -> None:
-        before = replace(seen.since)  # stored by now, so it will be told
         try:
             call = f"STREAM.INFO.{subjects.later_stream(tenant)}"
             state = (await self._connection.api(call))["state"]
-            seen.told = _Sum(int(state["messages"]), int(state["bytes"]))
-            seen.since.add(-before.messages, -before.size)
+            seen.tell(_Sum(int(state["messages"]), int(state["bytes"])), int(state["last_seq"]))
         except (ApiError, ExecutorError, KeyError):
             pass  # what was known, and what was stored since, still counts
         finally:
